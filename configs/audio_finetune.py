@@ -1,0 +1,45 @@
+"""Audio branch, stage 2: the instruction data of the vision branch, again without a sound."""
+
+from vljax.config import AUDIO, default, parse_arg, source
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, size="7b", llm="vicuna", sharding="fsdp")
+    config = default(arg.size, arg.llm, arg.sharding)
+    config.name = "audio_finetune"
+    config.objective.update(name="audio", feature_noise=0.0)
+    config.trainable = AUDIO
+    config.start = ("../vision_finetune/weights", "../audio_pretrain/weights")
+    config.steps = 3 * 1000
+    config.optimizer.update(peak_lr=3e-5, min_lr=1e-5, warmup_steps=400, steps_per_epoch=1000)
+    end = "###" if arg.llm == "vicuna" else "</s>"
+    config.sources.align = source(
+        "filter_cap",
+        "data/cc_sbu_align/filter_cap.json",
+        "data/cc_sbu_align/image",
+        1,
+        32,
+        prompts=True,
+        end=end,
+        limit=512,
+        media_tokens=8,
+    )
+    config.sources.llava = source(
+        "llava",
+        "data/llava/llava_instruct_150k.json",
+        "data/coco/train2014",
+        1,
+        32,
+        limit=512,
+        media_tokens=8,
+    )
+    config.sources.videochat = source(
+        "videochat",
+        "data/videochat/instruct.json",
+        "data/webvid/videos",
+        1,
+        32,
+        limit=512,
+        media_tokens=8,
+    )
+    return config

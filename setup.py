@@ -1,0 +1,43 @@
+"""vljax: Video-LLaMA in JAX/Flax."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = "0.1.0"
+
+BASE = [
+    "jax>=0.10",
+    "flax>=0.12",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "ml_collections>=1.1",
+    "numpy>=2.0",
+    "sentencepiece>=0.2",
+    "av>=18",
+    "pillow>=11",
+]
+DATA = ["tensorflow-cpu>=2.21", "tensorflow-datasets>=4.9.10", "matplotlib>=3.10"]
+DEV = ["pytest>=9", "ruff>=0.14", "mypy>=1.18", "chex>=0.1.92", "librosa>=0.11"]
+
+setup(
+    name="vljax",
+    version=VERSION,
+    description="Video-LLaMA in JAX/Flax: exact, sharded, and trained end to end at tiny size",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vljax", "vljax.*"]),
+    package_data={"vljax": ["py.typed", "weights/tiny/**/*", "samples/*"]},
+    include_package_data=True,
+    install_requires=BASE,
+    extras_require={
+        "data": DATA,
+        "dev": DATA + DEV,
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
+    },
+    entry_points={"console_scripts": ["vljax=vljax.cli.main:main"]},
+)

@@ -1,0 +1,83 @@
+"""``vljax chat [CLIP|IMAGE]``: ask about what a clip shows and sounds like."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse(argv)
+    from vljax.generate.chat import SAMPLE, load
+    from vljax.generate.media import draw, read_media
+    from vljax.generate.sampling import Sampling
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.max_new_tokens)
+    clip = args.clip or SAMPLE
+    model = load(args.model)
+    media = read_media(clip, model.engine.size, not args.no_video, not args.no_audio)
+    if args.clip and args.model == "tiny":
+        print(
+            "vljax-tiny knows only its own world of six icons and their sounds; for real clips, "
+            "load published weights with --model DIR",
+            file=sys.stderr,
+        )
+    if args.show:
+        draw(media, args.show)
+        print(f"frames and sound as the model gets them: {args.show}", file=sys.stderr)
+    from vljax.generate.chat import Conversation
+
+    conversation = Conversation(model.engine, media, sampling)
+    if args.ask:
+        answers = [timed(conversation, question) for question in args.ask]
+        if args.json:
+            facts = {"clip": str(clip), "frames": media.frames is not None}
+            print(json.dumps(facts | {"sound": media.mel is not None, "answers": answers}))
+        else:
+            print("\n".join(a["answer"] for a in answers))
+        return
+    talk(conversation, str(clip))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="vljax chat", description=__doc__)
+    parser.add_argument("clip", nargs="?", type=Path, help="a clip or an image; else a sample clip")
+    parser.add_argument("--ask", action="append", metavar="Q", help="a question; may be repeated")
+    parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--no-audio", action="store_true", help="do not listen")
+    parser.add_argument("--no-video", action="store_true", help="do not look")
+    parser.add_argument(
+        "--show", nargs="?", const="shown.png", metavar="PNG", help="draw what the model gets"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument("--top-k", type=int, default=50)
+    parser.add_argument("--top-p", type=float, default=0.9)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    args = parser.parse_args(argv)
+    if args.json and not args.ask:
+        parser.error("--json needs --ask")
+    return args
+
+
+def timed(conversation: Any, question: str) -> dict[str, Any]:
+    began = time.monotonic()
+    answer = conversation.ask(question)
+    seconds = round(time.monotonic() - began, 3)
+    return {"question": question, "answer": answer, "seconds": seconds}
+
+
+def talk(conversation: Any, clip: str) -> None:
+    """Reads questions until the input ends."""
+    print(f"{clip}: ask away; an empty line or Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        print(conversation.ask(question), flush=True)

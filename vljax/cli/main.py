@@ -1,0 +1,51 @@
+"""``vljax VERB ...``: finds the verb's file, and turns errors users can mend into one sentence."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "chat": "ask about a clip or an image",
+    "train": "run a stage, or all of them",
+    "evaluate": "measure answers",
+    "make-world": "write a tiny world of clips to learn from",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0, 1 for an error told in a sentence, 2 for usage."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Small products in data preparation are several times slower on many BLAS threads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from vljax import __version__
+
+        print(f"vljax {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        print(f"vljax: got {argv[0]!r}, expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    verb = importlib.import_module(f"vljax.cli.{argv[0].replace('-', '_')}")
+    try:
+        return verb.main(argv[1:]) or 0
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("VLJAX_TRACEBACK"):
+            raise
+        print(f"vljax {argv[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"vljax {argv[0]}: stopped", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    lines = [f"  {name:12} {what}" for name, what in VERBS.items()]
+    return "\n".join(["usage: vljax VERB [...]   (vljax VERB --help says more)", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""``vljax train --config=FILE[:ARG] [--config.FIELD=VALUE ...]``: runs one config, or a chain."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vljax import store
+from vljax.models.sizes import VideoLlamaSize, video_llama_size
+from vljax.models.video_llama import abstract_parameters
+from vljax.sharding.strategy import strategy
+from vljax.train import partition
+from vljax.train.loop import HostBatch, Run, fit
+from vljax.train.objectives import make_objective
+from vljax.train.optimizer import OptimizerConfig
+from vljax.train.step import Problem
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="vljax train",
+        description=__doc__,
+        epilog="every field of the config is a flag: --config.steps=100 --config.workdir=DIR",
+    )
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="a file with get_config(ARG)")
+    parser.add_argument("--print-parameters", action="store_true", help="print a table, then stop")
+    parser.add_argument("--json", action="store_true", help="the table as JSON")
+    args, rest = parser.parse_known_args(argv)
+    if not args.config:
+        parser.error("name a config: --config=configs/tiny.py:stage=all")
+    config = load_config(args.config, rest)
+    if args.print_parameters:
+        print_parameters(config, args.json)
+    elif "stages" in config:
+        train_all(config)
+    else:
+        train_one(config)
+
+
+def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
+    """Reads FILE[:ARG] and applies ``--config.FIELD=VALUE``; raises ValueError for a bad one."""
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        values(["vljax", f"--config={config}", *overrides])
+    except (flags.Error, AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"--config={config}: {error}") from error
+    return values[holder.name].value
+
+
+def train_one(config: ConfigDict) -> Path:
+    """Trains a config in its workdir; the tiny world's files are made if they are not there."""
+    if not config.workdir:
+        raise ValueError("--config.workdir: got nothing, expected a folder for this run")
+    Path(config.workdir).mkdir(parents=True, exist_ok=True)  # paths beside it go through it
+    if "world" in config:
+        ensure_world(config)
+    run = make_run(config)
+    sources = make_sources(config, run.problem.size)
+
+    def batches(start: int) -> Iterator[tuple[str, HostBatch]]:
+        from vljax.data.pipeline import batches as pipeline
+
+        return pipeline(sources, config.seed, config.steps, start)
+
+    return fit(run, batches, {"config": json.loads(config.to_json_best_effort())})
+
+
+def train_all(config: ConfigDict) -> None:
+    """Each stage in a folder of its own, those that are done already skipped; then one model."""
+    if not config.workdir:
+        raise ValueError("--config.workdir: got nothing, expected a folder for all stages")
+    root = Path(config.workdir)
+    for name, stage in config.stages.items():
+        stage.workdir, stage.seed = str(root / name), config.seed
+        if (root / name / "weights" / "manifest.json").is_file():
+            print(f"{name}: done already, in {root / name}", file=sys.stderr)
+            continue
+        train_one(stage)
+    print(export(config, root))
+
+
+def export(config: ConfigDict, root: Path) -> Path:
+    """All stages' weights as one model with its tokenizer, in half precision: root/NAME."""
+    last = list(config.stages.values())[-1]
+    size = video_llama_size(last.size, last.llm)
+    trees, manifests = zip(*(store.load(root / n / "weights") for n in config.stages), strict=True)
+    params = store.pick(store.merge(*trees), nn.unbox(abstract_parameters(size)), str(root))
+    folder = root / config.name
+    consumed = {m["run"]: m["consumed"] for m in manifests}
+    manifest = {
+        "size": last.size,
+        "llm": last.llm,
+        "template": last.template,
+        "command": "vljax train --config=configs/tiny.py:stage=all "
+        f"--config.workdir=DIR --config.seed={config.seed}",
+        "seed": config.seed,
+        "consumed": consumed,
+    }
+    store.save(folder, params, manifest, jnp.float16)
+    shutil.copyfile(last.tokenizer, folder / "tokenizer.model")
+    return folder
+
+
+def ensure_world(config: ConfigDict) -> None:
+    folder = Path(config.world.dir)
+    if (folder / "world.json").is_file():
+        return
+    from vljax.data.world.files import make_world
+    from vljax.progress import Progress
+
+    progress = Progress("clips of the world", config.world.clips)
+    make_world(folder, config.world.clips, config.seed, lambda done, total: progress.show(done))
+
+
+def make_problem(config: ConfigDict) -> Problem:
+    options = config.objective.to_dict()
+    return Problem(
+        size=video_llama_size(config.size, config.llm),
+        objective=make_objective(options.pop("name"), **options),
+        trainable=tuple(config.trainable),
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
+
+
+def make_run(config: ConfigDict) -> Run:
+    workdir = Path(config.workdir)
+    return Run(
+        name=config.name,
+        problem=make_problem(config),
+        optimizer=OptimizerConfig(**config.optimizer),
+        strategy=strategy(config.sharding),
+        steps=config.steps,
+        workdir=workdir,
+        start=tuple(str(workdir / folder) for folder in config.start),
+        seed=config.seed,
+        save_every=config.save_every,
+        log_every=config.log_every,
+    )
+
+
+def make_sources(config: ConfigDict, size: VideoLlamaSize) -> list[Any]:
+    """The config's sources, their annotation files read."""
+    return [make_source(name, s, config, size) for name, s in config.sources.items()]
+
+
+def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSize) -> Any:
+    from vljax.data.pipeline import FrameSpec, MediaSource, TextSpec
+    from vljax.data.sources import read
+
+    if s.family == "world":
+        from vljax.data.world.sources import world_source
+
+        return world_source(s.name, s.batch_size, config.tokenizer, size.audio)
+    return MediaSource(
+        name=name,
+        weight=s.weight,
+        batch_size=s.batch_size,
+        records=read(s.family, s.annotations, s.media, **s.options),
+        frames=FrameSpec(s.frames, s.size, s.policy, s.augment),
+        text=TextSpec(
+            tokenizer=config.tokenizer,
+            template=config.template,
+            media=s.media_tokens,
+            limit=s.limit,
+            end=s.end,
+            prompts=s.prompts,
+            masking=s.masking,
+        ),
+    )
+
+
+def print_parameters(config: ConfigDict, as_json: bool) -> None:
+    """Module, parameters, bytes, frozen or trainable: of abstract arrays, nothing is allocated."""
+    configs = dict(config.stages.items()) if "stages" in config else {config.name: config}
+    tables = {name: parameter_table(c) for name, c in configs.items()}
+    if as_json:
+        data = {name: table_json(rows) for name, rows in tables.items()}
+        print(json.dumps(data if "stages" in config else data[config.name]))
+        return
+    for name, rows in tables.items():
+        print(f"{name}\n{partition.format_table(rows)}")
+
+
+def parameter_table(config: ConfigDict) -> list[partition.Row]:
+    """Trainables counted in float32, what is frozen in the compute dtype."""
+    problem = make_problem(config)
+    params = nn.unbox(problem.abstract())
+    trainable, frozen = partition.split(params, problem.trainable)
+
+    def cast(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, problem.dtype)
+
+    return partition.table(trainable, jax.tree.map(cast, frozen))
+
+
+def table_json(rows: Sequence[partition.Row]) -> dict[str, Any]:
+    totals = {
+        kind: sum(r.parameters for r in rows if r.trainable == flag)
+        for kind, flag in (("trainable", True), ("frozen", False))
+    }
+    return {"rows": [r._asdict() for r in rows], **totals}

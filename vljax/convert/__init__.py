@@ -1,0 +1,1 @@
+"""From the original's checkpoints to our parameter tree, and back."""

@@ -1,0 +1,1 @@
+"""Media, text and batches on the host."""

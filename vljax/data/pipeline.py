@@ -1,0 +1,250 @@
+"""tf.data batches of frames and tokens, of static shapes; what batch k holds is pure in (seed, k).
+
+Each batch comes whole from one source, drawn by the sources' weights (as the original does), so
+clips and images keep their own shapes and a step compiles once a shape.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from vljax.data import text, video
+from vljax.data.examples import Record
+
+HostBatch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Where whole batches come from."""
+
+    name: str
+    weight: float
+    batch_size: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> HostBatch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """How records become token arrays.
+
+    Attributes:
+      tokenizer: path of the tokenizer. template: a name in ``text.TEMPLATES``.
+      media: placeholders a clip takes. limit: most tokens of a caption or a conversation.
+      end: what ends a caption. prompts: whether captions follow a random prompt.
+      masking: which labels of a conversation, see ``text.conversation_example``.
+      lengths: the static lengths there are; a batch takes the smallest that fits.
+    """
+
+    tokenizer: str
+    template: str
+    media: int
+    limit: int
+    end: str = "\n"
+    prompts: bool = False
+    masking: Literal["original", "clean"] = "original"
+    lengths: tuple[int, ...] = (64, 128, 256, 512, 640)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameSpec:
+    """Which frames of a clip, how large in pixels, and whether crops are random."""
+
+    count: int = 8
+    size: int = 224
+    policy: Literal["uniform", "headtail"] = "uniform"
+    augment: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaSource:
+    """Records of clips or images on disk, with their texts."""
+
+    name: str
+    weight: float
+    batch_size: int
+    records: Sequence[Record]
+    frames: FrameSpec
+    text: TextSpec
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> HostBatch:
+        """One batch of records; the original draws one captioning prompt a batch, so do we."""
+        records = [self.records[i] for i in indices]
+        prompt = None
+        if self.text.prompts:
+            line = text.CAPTION_PROMPTS[rng.integers(len(text.CAPTION_PROMPTS))]
+            prompt = text.TEMPLATES[self.text.template].caption.format(line)
+        seen = [load_frames(r, self.frames, rng) for r in records]
+        examples = [
+            text_example(r, self.text, message, prompt)
+            for r, (_, message) in zip(records, seen, strict=True)
+        ]
+        tokens = text.collate(examples, _bucket(examples, self.text.lengths))
+        return tokens | _stack_frames([frames for frames, _ in seen], records[0], self.frames)
+
+
+def load_frames(
+    record: Record, spec: FrameSpec, rng: np.random.Generator
+) -> tuple[np.ndarray, str]:
+    """Frames [T, size, size, 3] uint8 and the sentence that tells their times (clips only)."""
+    size = (spec.size, spec.size)
+    if record.kind == "image":
+        image = video.read_image(record.path)
+        if spec.augment:
+            box = video.random_crop_box(image.shape[0], image.shape[1], rng)
+            return video.crop_resize_image(image, box, size)[None], ""
+        return video.resize_image(image, size)[None], ""
+    pick = functools.partial(video.uniform_indices, n=spec.count)
+    if spec.policy == "headtail":
+        import random
+
+        draw = random.Random(int(rng.integers(2**31)))
+        pick = functools.partial(video.headtail_indices, n=spec.count, rng=draw)
+    clip = video.read_clip(record.path, pick, size)
+    message = video.frame_message(clip.indices, clip.fps)
+    if spec.augment:
+        box = video.random_crop_box(spec.size, spec.size, rng)
+        return video.crop_resize_clip(clip.frames, box, size), message
+    return clip.frames, message
+
+
+def text_example(
+    record: Record, spec: TextSpec, message: str, prompt: str | None
+) -> text.TextExample:
+    """Tokens and labels of a record; raises text.PromptError naming it."""
+    tokenizer = text.load_tokenizer(spec.tokenizer)
+    if record.caption is not None:
+        return text.caption_example(
+            tokenizer, record.caption, spec.media, prompt, spec.end, spec.limit
+        )
+    template = text.TEMPLATES[spec.template]
+    turns = list(record.turns)
+    if record.frame_message and template.frame_message:
+        turns[0] = (turns[0][0], turns[0][1].replace("<image> ", f"<image> {message}", 1))
+    expanded = [(role, text.expand(value, spec.media, record.tags)) for role, value in turns]
+    try:
+        return text.conversation_example(
+            tokenizer, expanded, template, spec.media, spec.limit, spec.masking
+        )
+    except text.PromptError as error:
+        raise text.PromptError(f"record {record.id}: {error}") from error
+
+
+def _bucket(examples: Sequence[text.TextExample], lengths: Sequence[int]) -> int:
+    longest = max(len(e.tokens) for e in examples)
+    fitting = [n for n in lengths if n >= longest]
+    if not fitting:
+        raise text.PromptError(
+            f"batch: got {longest} tokens, expected at most {max(lengths)}; add a longer length"
+        )
+    return min(fitting)
+
+
+def _stack_frames(clips: list[np.ndarray], record: Record, spec: FrameSpec) -> HostBatch:
+    """Pads clips to the source's number of frames and says which are there."""
+    count = 1 if record.kind == "image" else spec.count
+    frames = np.zeros((len(clips), count, spec.size, spec.size, 3), np.uint8)
+    mask = np.zeros((len(clips), count), bool)
+    for i, clip in enumerate(clips):
+        n = min(len(clip), count)
+        frames[i, :n], mask[i, :n] = clip[:n], True
+    return {"frames": frames, "frame_mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which records batch k holds: a pure function of the seed, k and the sources' sizes."""
+
+    seed: int
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+    batch_sizes: tuple[int, ...]
+
+    def sources(self, steps: int) -> np.ndarray:
+        """The source of each of the first ``steps`` batches."""
+        share = np.array(self.weights) / sum(self.weights)
+        return np.random.default_rng((self.seed, 1)).choice(len(share), steps, p=share)
+
+    def indices(self, source: int, nth: int) -> np.ndarray:
+        """The records of a source's n-th batch: a new permutation a pass, the last part dropped."""
+        size, batch = self.sizes[source], self.batch_sizes[source]
+        per_pass = size // batch
+        if not per_pass:
+            raise ValueError(f"source {source}: got {size} records, expected at least {batch}")
+        passes, position = divmod(nth, per_pass)
+        order = _permutation(self.seed, source, passes, size)
+        return order[position * batch : (position + 1) * batch]
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(seed: int, source: int, passes: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, 2, source, passes)).permutation(size)
+
+
+def batches(
+    sources: Sequence[Source], seed: int, steps: int, start: int = 0, workers: int = 2
+) -> Iterator[tuple[str, HostBatch]]:
+    """Pairs of source name and batch for steps ``start`` to ``steps``, prefetched by tf.data."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    plan = Plan(
+        seed,
+        tuple(len(s) for s in sources),
+        tuple(s.weight for s in sources),
+        tuple(s.batch_size for s in sources),
+    )
+    chosen = plan.sources(steps)
+    nth = np.zeros(steps, int)  # how many batches of its source came before
+    for i in range(len(sources)):
+        nth[chosen == i] = np.arange((chosen == i).sum())
+
+    def load(step: int) -> HostBatch:
+        source = int(chosen[step])
+        rng = np.random.default_rng((seed, 3, step))
+        return sources[source].batch(plan.indices(source, int(nth[step])), rng)
+
+    names = {i: sorted(load_one(s, plan, i)) for i, s in enumerate(sources) if i in chosen}
+    union = sorted(set().union(*names.values()))
+    dtypes = [tf.as_dtype(DTYPES[name]) for name in union]
+
+    def load_all(step: np.ndarray) -> list[np.ndarray]:
+        batch = load(int(step))
+        return [batch.get(name, np.zeros(0, DTYPES[name])) for name in union]
+
+    dataset = tf.data.Dataset.range(start, steps)
+    dataset = dataset.map(
+        lambda step: (step, tuple(tf.numpy_function(load_all, [step], dtypes))),
+        num_parallel_calls=workers,
+        deterministic=True,
+    ).prefetch(workers)
+    for step, arrays in dataset.as_numpy_iterator():
+        source = int(chosen[step])
+        batch = dict(zip(union, arrays, strict=True))
+        yield sources[source].name, {name: batch[name] for name in names[source]}
+
+
+DTYPES: dict[str, Any] = {
+    "frames": np.uint8,
+    "frame_mask": np.bool_,
+    "mel": np.float32,
+    "tokens": np.int32,
+    "mask": np.bool_,
+    "labels": np.int32,
+    "context": np.bool_,
+    "tags": np.int32,
+    "kinds": np.int32,
+}
+
+
+def load_one(source: Source, plan: Plan, number: int) -> HostBatch:
+    """A source's first batch, to learn its fields and to fail early."""
+    return source.batch(plan.indices(number, 0), np.random.default_rng(0))

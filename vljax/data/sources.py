@@ -1,0 +1,147 @@
+"""One reader a family of annotation files, read as they are; each yields ``Record``s."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vljax.data.captions import clean_caption
+from vljax.data.examples import AnnotationError, Record
+
+COCO = "COCO_train2014_"  # LLaVA's annotations leave this prefix of the file names out
+
+
+def read_webvid(annotations: Path, media: Path, clean: bool = True) -> list[Record]:
+    """Caption tables as WebVid's: columns videoid, name, page_dir; media/page_dir/videoid.mp4.
+
+    ``annotations`` is a .csv or .tsv file, or a folder of them. Captions are cleaned as the
+    original does unless ``clean`` is False.
+    """
+    files = [annotations]
+    if annotations.is_dir():
+        files = sorted(p for p in annotations.iterdir() if p.suffix in (".csv", ".tsv"))
+    if not files:
+        raise AnnotationError(f"{annotations}: got no .csv or .tsv file, expected at least one")
+    records = []
+    for path in files:
+        with _open(path) as file:
+            table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            missing = {"videoid", "name", "page_dir"} - set(table.fieldnames or ())
+            if missing:
+                raise AnnotationError(f"{path}: lacks the column {min(missing)}; add it")
+            for row in table:
+                name = row["name"].strip()
+                records.append(
+                    Record(
+                        id=row["videoid"],
+                        path=media / row["page_dir"] / f"{row['videoid']}.mp4",
+                        kind="video",
+                        caption=clean_caption(name) if clean else name,
+                    )
+                )
+    return records
+
+
+def read_filter_cap(annotations: Path, media: Path) -> list[Record]:
+    """CC595k's and MiniGPT-4's filter_cap.json: media/{image_id}.jpg, captions as they are."""
+    rows = _json(annotations)
+    rows = rows.get("annotations") if isinstance(rows, dict) else None
+    return [
+        Record(
+            id=str(row["image_id"]),
+            path=media / f"{row['image_id']}.jpg",
+            kind="image",
+            caption=row["caption"],
+        )
+        for row in _rows(annotations, rows, ("image_id", "caption"))
+    ]
+
+
+def read_llava(
+    annotations: Path,
+    media: Path,
+    prefix: str = COCO,
+    tags: tuple[str, str] = ("<Image>", "</Image>"),
+) -> list[Record]:
+    """LLaVA instruct JSON: [{id, image or video, conversations: [{from, value}]}].
+
+    ``prefix`` stands before every image's file name; ``tags`` around the media in the text.
+    """
+    records: list[Record] = []
+    for row in _rows(annotations, _json(annotations), ("conversations",)):
+        video = row.get("video")
+        if video is None and "image" not in row:
+            raise AnnotationError(f"{annotations}: a record has neither image nor video; add one")
+        turns = tuple((t["from"], t["value"]) for t in row["conversations"])
+        records.append(
+            Record(
+                id=str(row.get("id", len(records))),
+                path=media / (video if video is not None else prefix + row["image"]),
+                kind="image" if video is None else "video",
+                turns=turns,
+                tags=(tags[0], tags[1]),
+            )
+        )
+    return records
+
+
+def read_videochat(annotations: Path, media: Path) -> list[Record]:
+    """VideoChat instruct JSON: [{video, QA: [{q, a}]}]; the clip precedes the first question."""
+    records = []
+    for row in _rows(annotations, _json(annotations), ("video", "QA")):
+        turns = [t for qa in row["QA"] for t in (("human", qa["q"]), ("gpt", qa["a"]))]
+        turns[0] = ("human", "<image> " + turns[0][1])
+        records.append(
+            Record(
+                id=row["video"],
+                path=media / row["video"],
+                kind="video",
+                turns=tuple(turns),
+                tags=("<Video>", "</Video>"),
+                frame_message=True,
+            )
+        )
+    return records
+
+
+READERS: dict[str, Callable[..., list[Record]]] = {
+    "webvid": read_webvid,
+    "filter_cap": read_filter_cap,
+    "llava": read_llava,
+    "videochat": read_videochat,
+}
+
+
+def read(family: str, annotations: str | Path, media: str | Path, **options: Any) -> list[Record]:
+    """The records of an annotation file. Raises AnnotationError, also when there are none."""
+    if family not in READERS:
+        raise AnnotationError(f"family: got {family!r}, expected one of {', '.join(READERS)}")
+    records = READERS[family](Path(annotations), Path(media), **options)
+    if not records:
+        raise AnnotationError(f"{annotations}: got no records, expected at least one")
+    return records
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise AnnotationError(f"{path}: not there; name the annotation file of the data set")
+    return path.open(newline="", encoding="utf-8")
+
+
+def _json(path: Path) -> Any:
+    with _open(path) as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise AnnotationError(f"{path}: is not JSON ({error}); fetch it anew") from error
+
+
+def _rows(path: Path, rows: Any, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    if not isinstance(rows, list):
+        raise AnnotationError(f"{path}: got {type(rows).__name__}, expected a list of records")
+    for i, row in enumerate(rows):
+        for key in keys:
+            if key not in row:
+                raise AnnotationError(f"{path}: record {i} lacks {key!r}; add it")
+    return rows

@@ -1,0 +1,1 @@
+"""From clips and questions to answers."""

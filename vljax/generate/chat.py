@@ -1,0 +1,75 @@
+"""The public face: ``vljax.load("tiny").chat("clip.mp4", "What happens?")``."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from vljax.generate.engine import Engine, Request, load_engine
+from vljax.generate.media import Media, read_media
+from vljax.generate.sampling import Sampling
+
+PACKAGE = Path(__file__).parent.parent
+TINY_WEIGHTS = PACKAGE / "weights" / "tiny"
+SAMPLE = PACKAGE / "samples" / "sample.mp4"
+
+
+class Conversation:
+    """Several turns about the same media."""
+
+    def __init__(self, engine: Engine, media: Media | None, sampling: Sampling = Sampling()):
+        self.engine, self.media, self.sampling = engine, media, sampling
+        self.history: tuple[tuple[str, str], ...] = ()
+
+    def ask(self, question: str) -> str:
+        """The answer, which later questions see."""
+        request = Request(question, self.media, self.history)
+        answer = self.engine.answer([request], self.sampling, seed=len(self.history))[0]
+        self.history += (("human", question), ("gpt", answer))
+        return answer
+
+
+@dataclasses.dataclass
+class Model:
+    """A loaded model. ``name`` is what it was loaded as."""
+
+    engine: Engine
+    name: str
+
+    def chat(
+        self, clip: str | Path, question: str, *, look: bool = True, listen: bool = True
+    ) -> str:
+        """Answers one question about a clip or an image file.
+
+        Args:
+          look, listen: whether the picture and the sound are used.
+
+        Raises MediaError for a file that is not there or can't be read.
+        """
+        return self.conversation(clip, look=look, listen=listen).ask(question)
+
+    def conversation(
+        self,
+        clip: str | Path,
+        *,
+        look: bool = True,
+        listen: bool = True,
+        sampling: Sampling = Sampling(),
+    ) -> Conversation:
+        """Opens a file for several questions."""
+        media = read_media(clip, self.engine.size, look, listen)
+        return Conversation(self.engine, media, sampling)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
+    ) -> list[str]:
+        """Answers many requests, batched; the batch does not change an answer."""
+        return self.engine.answer(requests, sampling, seed)
+
+
+def load(name: str | Path = "tiny") -> Model:
+    """Loads "tiny", which comes with the package, or a folder of weights.
+
+    Raises WeightsError for a folder that holds none.
+    """
+    folder = TINY_WEIGHTS if str(name) == "tiny" else Path(name)
+    return Model(load_engine(folder), str(name))

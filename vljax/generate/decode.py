@@ -1,0 +1,124 @@
+"""Prefill and cached decoding as pure functions of arrays, compiled once a shape."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vljax.generate.sampling import Sampling, choose
+from vljax.models.video_llama import VideoLlama, normalise
+from vljax.nn.attention import Cache
+from vljax.store import Tree
+
+EOS = 2
+Stops = tuple[tuple[int, ...], ...]
+
+
+class Step(NamedTuple):
+    """The decoding loop's state: ids [B, N], how many are written, cache, who is done."""
+
+    ids: jax.Array
+    written: jax.Array
+    token: jax.Array
+    cache: Cache
+    done: jax.Array
+    key: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampling", "stops"))
+def generate(
+    model: VideoLlama,
+    params: Tree,
+    tokens: jax.Array,
+    mask: jax.Array,
+    media: jax.Array | None,
+    key: jax.Array,
+    sampling: Sampling,
+    stops: Stops,
+) -> tuple[jax.Array, jax.Array]:
+    """Continues prompts until each row has stopped.
+
+    Args:
+      tokens, mask: [B, L], padded at the end. media: [B, M, D] for the placeholders, in order.
+      stops: token sequences that end a row (they stay in its ids), besides eos.
+
+    Returns ids [B, max_new_tokens], 0 after a row's end, and the logits [B, V] after the prompt.
+    """
+    B, L = tokens.shape
+    N = sampling.max_new_tokens
+    lengths = mask.sum(1)
+
+    def apply(method: str, *args: Any) -> Any:
+        return model.apply({"params": params}, *args, method=method)
+
+    def slots(written: jax.Array) -> jax.Array:
+        """bool [B, L + N]: the prompt's tokens and the ``written`` generated ones."""
+        generated = jnp.broadcast_to(jnp.arange(N) < written, (B, N))
+        return jnp.concatenate([mask, generated], axis=1)
+
+    embeddings = apply("splice", tokens, media)
+    causal = jnp.tril(jnp.ones((L, L + N), bool)) & slots(jnp.zeros((), int))[:, None]
+    positions = jnp.broadcast_to(jnp.arange(L), (B, L))
+    empty = apply("empty_cache", B, L + N)
+    hidden, cache = apply("decode", embeddings, causal, positions, empty)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    first_logits = apply("head", last)[:, 0]
+
+    def advance(step: Step) -> Step:
+        embedded = apply("splice", step.token[:, None], None)
+        seen = slots(step.written)[:, None]
+        at = (lengths + step.written - 1)[:, None]
+        hidden, cache = apply("decode", embedded, seen, at, step.cache)
+        return emit(step._replace(cache=cache), apply("head", hidden)[:, 0])
+
+    def emit(step: Step, logits: jax.Array) -> Step:
+        key, now = jax.random.split(step.key)
+        token = jnp.where(step.done, 0, choose(logits, now, sampling))
+        ids = jax.lax.dynamic_update_slice(step.ids, token[:, None], (0, step.written))
+        done = step.done | (token == EOS) | _ends(ids, step.written, stops)
+        return Step(ids, step.written + 1, token, step.cache, done, key)
+
+    ids = jnp.zeros((B, N), tokens.dtype)
+    nothing = jnp.zeros(B, tokens.dtype)
+    begin = Step(ids, jnp.zeros((), int), nothing, cache, jnp.zeros(B, bool), key)
+    state = jax.lax.while_loop(
+        lambda s: (s.written < N) & ~s.done.all(), advance, emit(begin, first_logits)
+    )
+    return state.ids, first_logits
+
+
+def _ends(ids: jax.Array, last: jax.Array, stops: Stops) -> jax.Array:
+    """bool [B]: whether a row's ids up to and including column ``last`` end with a stop."""
+    ended = jnp.zeros(ids.shape[0], bool)
+    for stop in stops:
+        if len(stop) > ids.shape[1]:
+            continue
+        start = jnp.maximum(last - len(stop) + 1, 0)
+        tail = jax.lax.dynamic_slice_in_dim(ids, start, len(stop), axis=1)
+        ended |= (tail == jnp.array(stop, ids.dtype)).all(1) & (last + 1 >= len(stop))
+    return ended
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def encode_frames(
+    model: VideoLlama, params: Tree, frames: jax.Array, valid: jax.Array
+) -> jax.Array:
+    """frames uint8 [B, T, H, W, 3], valid bool [B, T] -> soft prompts [B, queries, D]."""
+
+    def encode(model: VideoLlama, frames: jax.Array, valid: jax.Array) -> jax.Array:
+        return model.video_tokens(model.frame_tokens(normalise(frames)), valid)
+
+    media: Any = model.apply({"params": params}, frames, valid, method=encode)
+    return media
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def encode_sound(model: VideoLlama, params: Tree, mel: jax.Array) -> jax.Array:
+    """mel float32 [B, S, bins, frames] -> soft prompts [B, queries, D]."""
+
+    def encode(model: VideoLlama, mel: jax.Array) -> jax.Array:
+        return model.audio_tokens(model.sound_features(mel))
+
+    media: Any = model.apply({"params": params}, mel, method=encode)
+    return media

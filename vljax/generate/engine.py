@@ -1,0 +1,175 @@
+"""A loaded model: requests in, answers out, in batches of static shapes."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vljax import store
+from vljax.data.text import PAD, TEMPLATES, Template, Tokenizer, close_turn, open_turn
+from vljax.generate import decode
+from vljax.generate.media import FRAMES, Media
+from vljax.generate.sampling import Sampling
+from vljax.models.sizes import VideoLlamaSize, video_llama_size
+from vljax.models.video_llama import VideoLlama
+from vljax.store import Tree, WeightsError
+
+LENGTHS = (64, 128, 256, 512, 1024, 2000)  # of prompts; one program each
+SIZES = (1, 4, 16, 64)  # of batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question about some media, after what was said before: (role, text) pairs."""
+
+    question: str
+    media: Media | None = None
+    history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass
+class Engine:
+    """Weights with what belongs to them. ``load_engine`` makes one from a folder."""
+
+    size: VideoLlamaSize
+    params: Tree
+    tokenizer: Tokenizer
+    template: Template
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        self.model = VideoLlama(self.size, self.dtype)
+        self.stops = self.tokenizer.stop_ids(self.template.stop)
+
+    def answer(
+        self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
+    ) -> list[str]:
+        """One answer a request; requests with the same kinds of media share a batch."""
+        groups: dict[tuple[bool, bool], list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(_kind(request.media), []).append(i)
+        answers = [""] * len(requests)
+        for indices in groups.values():
+            for start in range(0, len(indices), SIZES[-1]):
+                part = indices[start : start + SIZES[-1]]
+                texts = self._answer_batch([requests[i] for i in part], sampling, seed)
+                for i, words in zip(part, texts, strict=True):
+                    answers[i] = words
+        return answers
+
+    def prompt(self, request: Request) -> str:
+        """The whole prompt as text, ``<ImageHere>`` where media stand."""
+        lead = media_message(request.media, self.template)
+        spoken = [*request.history, ("human", request.question)]
+        first = f"{lead} {spoken[0][1]}" if lead else spoken[0][1]
+        text = open_turn(first, self.template)
+        for role, words in spoken[1:]:
+            if role == "human":
+                text += open_turn(words, self.template, first=False)
+            else:
+                text += close_turn(words, self.template)
+        return text
+
+    def prompt_ids(self, request: Request) -> list[int]:
+        """The prompt's ids, with a placeholder for every media vector."""
+        counts = []
+        if request.media is not None and request.media.mel is not None:
+            counts.append(self.size.audio_qformer.queries)
+        if request.media is not None and request.media.frames is not None:
+            counts.append(self.size.video_qformer.queries)
+        return self.tokenizer.encode_prompt(self.prompt(request), counts)
+
+    def encode(self, media: Sequence[Media | None]) -> jax.Array | None:
+        """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's."""
+        kinds = {_kind(m) for m in media}
+        assert len(kinds) == 1, "a batch has media of one kind"
+        given = [m for m in media if m is not None]
+        parts = []
+        if given and given[0].mel is not None:
+            mel = np.stack([m.mel for m in given if m.mel is not None])
+            parts.append(decode.encode_sound(self.model, self.params, mel))
+        if given and given[0].frames is not None:
+            frames, valid = _pad_frames([m.frames for m in given if m.frames is not None])
+            parts.append(decode.encode_frames(self.model, self.params, frames, valid))
+        return jnp.concatenate(parts, axis=1) if parts else None
+
+    def _answer_batch(
+        self, requests: Sequence[Request], sampling: Sampling, seed: int
+    ) -> list[str]:
+        padded = list(requests) + [requests[-1]] * (_fit(len(requests), SIZES) - len(requests))
+        prompts = [self.prompt_ids(r) for r in padded]
+        length = _fit(max(map(len, prompts)), LENGTHS)
+        tokens = np.full((len(padded), length), PAD, np.int32)
+        mask = np.zeros((len(padded), length), bool)
+        for i, ids in enumerate(prompts):
+            tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
+        ids, _ = decode.generate(
+            self.model,
+            self.params,
+            tokens,
+            mask,
+            self.encode([r.media for r in padded]),
+            jax.random.key(seed),
+            sampling,
+            self.stops,
+        )
+        return [self.text(row) for row in np.asarray(ids)[: len(requests)]]
+
+    def text(self, ids: np.ndarray) -> str:
+        """What a row of ids says, up to where it stopped."""
+        return self.tokenizer.decode(ids.tolist()).split(self.template.stop)[0].strip()
+
+
+def media_message(media: Media | None, template: Template) -> str:
+    """The first user message's lead: the template's words for the media there are."""
+    if media is None:
+        return ""
+    if media.frames is None:
+        return template.sound
+    if media.mel is None:
+        message = template.image if media.still else template.video
+        return message + (media.message if template.frame_message else "")
+    return template.sound_image if media.still else template.sound_video
+
+
+def load_engine(folder: str | Path) -> Engine:
+    """The model in a folder that ``vljax train`` (stage=all) wrote."""
+    folder = Path(folder)
+    params, manifest = store.load(folder)
+    if "template" not in manifest:
+        raise WeightsError(
+            f"{folder}: holds one stage's weights ({manifest.get('run')}), expected a whole model; "
+            "name the folder that stage=all wrote"
+        )
+    size = video_llama_size(manifest["size"], manifest["llm"])
+    tokenizer = Tokenizer(folder / "tokenizer.model")
+    return Engine(size, jax.device_put(params), tokenizer, TEMPLATES[manifest["template"]])
+
+
+def _kind(media: Media | None) -> tuple[bool, bool]:
+    if media is None:
+        return False, False
+    return media.frames is not None, media.mel is not None
+
+
+def _pad_frames(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Stacks clips: to one frame if all are images, else to FRAMES, and says which are there."""
+    longest = max(len(c) for c in clips)
+    count = longest if longest == 1 else max(longest, FRAMES)
+    frames = np.zeros((len(clips), count, *clips[0].shape[1:]), np.uint8)
+    valid = np.zeros((len(clips), count), bool)
+    for i, clip in enumerate(clips):
+        frames[i, : len(clip)], valid[i, : len(clip)] = clip, True
+    return frames, valid
+
+
+def _fit(n: int, sizes: Sequence[int]) -> int:
+    """The smallest static size that holds n. Raises ValueError when none does."""
+    for size in sizes:
+        if size >= n:
+            return size
+    raise ValueError(f"prompt: got {n} tokens, expected at most {sizes[-1]}; ask shorter questions")

@@ -1,0 +1,99 @@
+"""What the model is given of a file: frames and mel spectrograms, and a picture of them."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from vljax.data import video
+from vljax.data.audio import mel_clips, read_audio
+from vljax.data.video import MediaError
+from vljax.models.sizes import VideoLlamaSize
+
+FRAMES = 8  # sampled from a clip, uniformly, as in training
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """One clip or image as the towers take it.
+
+    Attributes:
+      frames: uint8 [T, size, size, 3], T = 1 for an image, or None without a picture.
+      mel: float32 [S, bins, frames], or None without sound.
+      message: at which seconds the frames were sampled; "" for an image.
+    """
+
+    frames: np.ndarray | None
+    mel: np.ndarray | None
+    message: str = ""
+
+    @property
+    def still(self) -> bool:
+        return self.frames is not None and len(self.frames) == 1 and not self.message
+
+
+def read_media(
+    path: str | Path, size: VideoLlamaSize, look: bool = True, listen: bool = True
+) -> Media:
+    """Reads any file that PyAV or Pillow can: mp4, mov, webm, mkv, gif, jpg, png, ...
+
+    Raises MediaError when the file is missing or is not what it says, or when nothing is left of
+    it (a clip without a track, not looked at).
+    """
+    shape = (size.vit.image, size.vit.image)
+    frames, message, mel = None, "", None
+    image = video.is_image(path)
+    if image:
+        picture = video.resize_image(video.read_image(path), shape)[None]
+        frames = picture if look else None
+    else:
+        pick = functools.partial(video.uniform_indices, n=min(FRAMES, size.max_frames))
+        clip = video.read_clip(path, pick, shape)
+        if look:
+            frames, message = clip.frames, video.frame_message(clip.indices, clip.fps)
+        if listen:
+            track = read_audio(path)
+            mel = None if track is None else mel_clips(*track, size.audio)
+    if frames is None and mel is None:
+        raise MediaError(
+            f"{path}: nothing to look at or to listen to; leave one of them switched on"
+        )
+    return Media(frames, mel, message)
+
+
+def draw(media: Media, path: str | Path, upscale: int = 4) -> None:
+    """Writes a PNG of the frames, left to right, above the mel spectrograms of the sound's clips.
+
+    Frequencies grow upwards, time to the right; brighter is louder.
+    """
+    from PIL import Image
+
+    rows = []
+    if media.frames is not None:
+        upscale = max(1, min(upscale, 1792 // (len(media.frames) * media.frames.shape[2])))
+        strip = np.concatenate([_framed(f) for f in np.repeat(media.frames, upscale, 1)], axis=1)
+        strip = np.repeat(strip, upscale, 1) if upscale > 1 else strip
+        rows.append(strip)
+    if media.mel is not None:
+        low, high = media.mel.min(), max(media.mel.max(), media.mel.min() + 1e-6)
+        grey = ((media.mel - low) / (high - low) * 255).astype(np.uint8)[:, ::-1]
+        width = rows[0].shape[1] // len(grey) if rows else 224
+        clips = [Image.fromarray(g).resize((width - 4, 128)) for g in grey]
+        coloured = [_framed(_heat(np.asarray(c))) for c in clips]
+        rows.append(np.concatenate(coloured, axis=1))
+    width = max(r.shape[1] for r in rows)
+    padded = [np.pad(r, ((2, 2), (0, width - r.shape[1]), (0, 0))) for r in rows]
+    Image.fromarray(np.concatenate(padded)).save(path)
+
+
+def _framed(image: np.ndarray) -> np.ndarray:
+    """Two dark pixels on the left and the right."""
+    return np.pad(image, ((0, 0), (2, 2), (0, 0)))
+
+
+def _heat(grey: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] -> RGB from black over violet and orange to white."""
+    stops = np.array([(0, 0, 8), (90, 20, 110), (220, 80, 50), (250, 200, 70), (255, 255, 230)])
+    positions = np.linspace(0, 255, len(stops))
+    return np.stack([np.interp(grey, positions, s) for s in stops.T], -1).astype(np.uint8)

@@ -1,0 +1,97 @@
+"""LLaMA: RMSNorm, rotary positions, SwiGLU; works on embeddings, so that media can be spliced."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vljax.models.sizes import LlamaSize
+from vljax.nn.attention import Attention, Cache, causal_mask
+from vljax.nn.layers import Dense, GatedMLP, RMSNorm, Table, constrain
+from vljax.nn.stack import stack
+
+
+class Llama(nn.Module):
+    """Torch: ``llama_model``. Call ``embed``, then the module, then ``logits``."""
+
+    size: LlamaSize
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    def setup(self) -> None:
+        s = self.size
+        self.tokens = Table(s.vocab, s.width, axes=("vocab", "embed"))
+        self.stack = stack(
+            Block, s.depth, shared=2, remat=self.remat, name="layers", size=s, dtype=self.dtype
+        )
+        self.norm = RMSNorm(s.eps)
+        if not s.tied:
+            self.head = Dense(s.vocab, ("embed", "vocab"), use_bias=False, dtype=self.dtype)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """tokens [B, L] -> [B, L, D]."""
+        return self.tokens()[tokens].astype(self.dtype)
+
+    def __call__(
+        self,
+        embeddings: jax.Array,
+        mask: jax.Array,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """embeddings [B, L, D] -> hidden states [B, L, D], normed, and the cache.
+
+        Without a cache ``mask`` [B, L] says which positions are not padding, and attention is
+        causal. With one (``empty_cache``) ``mask`` is bool [B, L, S] over the cache's slots.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(embeddings.shape[1]), embeddings.shape[:2])
+        if cache is None:
+            mask = causal_mask(mask)
+        x, cache = self.stack(embeddings, cache, mask, positions)
+        return self.norm(x), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[B, L, D] -> float32 [B, L, V]."""
+        if self.size.tied:
+            y = hidden @ self.tokens().T.astype(self.dtype)
+        else:
+            y = self.head(hidden)
+        return constrain(y, ("batch", None, "act_vocab")).astype(jnp.float32)
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """A stacked cache [layers, batch, slots, G, K] with nothing in it."""
+        s = self.size
+        shape = (s.depth, batch, slots, s.kv_heads, s.width // s.heads)
+        return Cache(
+            jnp.zeros(shape, self.dtype),
+            jnp.zeros(shape, self.dtype),
+            jnp.zeros(s.depth, jnp.int32),
+        )
+
+
+class Block(nn.Module):
+    """``x += attention(norm(x)); x += mlp(norm(x))``."""
+
+    size: LlamaSize
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, cache: Cache | None, mask: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, Cache | None]:
+        s = self.size
+        attention = Attention(
+            s.heads,
+            s.width,
+            s.kv_heads,
+            biases="",
+            rope_base=s.rope_base,
+            dtype=self.dtype,
+            name="attention",
+        )
+        h = RMSNorm(s.eps, name="attention_norm")(x)
+        y, cache = attention(h, mask=mask, positions=positions, cache=cache)
+        x = x + y
+        h = RMSNorm(s.eps, name="mlp_norm")(x)
+        x = x + GatedMLP(s.mlp, dtype=self.dtype, name="mlp")(h)
+        return constrain(x, ("batch", None, "act_embed")), cache

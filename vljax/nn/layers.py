@@ -1,0 +1,177 @@
+"""Parameterised layers whose every parameter names its logical axes."""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Axes = tuple[str | None, ...]
+Initializer = Callable[..., Any]  # returns an array boxed with its logical names
+Constraint = Callable[[jax.Array, Axes], jax.Array]
+
+_constraint: contextvars.ContextVar[Constraint | None] = contextvars.ContextVar(
+    "constraint", default=None
+)
+
+
+@contextlib.contextmanager
+def constraining(constraint: Constraint) -> Iterator[None]:
+    """Within this context (around a trace), ``constrain`` applies ``constraint``.
+
+    The rules come from outside as data, so that models only name logical axes; use one fresh
+    ``jax.jit`` a set of rules, since they are not part of its cache key.
+    """
+    token = _constraint.set(constraint)
+    try:
+        yield
+    finally:
+        _constraint.reset(token)
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """Names the logical axes of an activation; the identity outside ``constraining``."""
+    constraint = _constraint.get()
+    return x if constraint is None else constraint(x, axes)
+
+
+def normal(std: float, axes: Axes) -> Initializer:
+    """A N(0, std) initialiser whose parameter carries the logical names ``axes``."""
+    return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+
+
+def zeros(axes: Axes) -> Initializer:
+    return nn.with_logical_partitioning(nn.initializers.zeros, axes)
+
+
+def ones(axes: Axes) -> Initializer:
+    return nn.with_logical_partitioning(nn.initializers.ones, axes)
+
+
+class Dense(nn.Module):
+    """``x @ kernel + bias``: [..., in] -> [..., features]. ``axes`` names the kernel's two axes."""
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = True
+    std: float = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", normal(self.std, self.axes), (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", zeros(self.axes[1:]), (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer norm computed in float32 and returned in the input's dtype. Always name ``eps``."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", ones(("norm",)), x.shape[-1:])
+        bias = self.param("bias", zeros(("norm",)), x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
+        return (y * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """LLaMA's norm, computed in float32 and returned in the input's dtype."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", ones(("norm",)), x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
+        return (y * scale).astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """Dense, exact (erf) GELU, Dense."""
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
+        h = constrain(jax.nn.gelu(h, approximate=False), ("batch", None, "act_mlp"))
+        return Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="fc2")(h)
+
+
+class GatedMLP(nn.Module):
+    """LLaMA's SwiGLU: ``down(silu(gate(x)) * up(x))``, no biases."""
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
+            return Dense(features, axes, use_bias=False, dtype=self.dtype, name=name)
+
+        gate = jax.nn.silu(dense(self.hidden, ("embed", "mlp"), "gate")(x))
+        h = gate * dense(self.hidden, ("embed", "mlp"), "up")(x)
+        h = constrain(h, ("batch", None, "act_mlp"))
+        return dense(x.shape[-1], ("mlp", "embed"), "down")(h)
+
+
+class Table(nn.Module):
+    """A learned table of ``rows`` vectors, such as token or position embeddings."""
+
+    rows: int
+    width: int
+    axes: tuple[str, str] = ("rows", "embed")
+    std: float = 0.02
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("embedding", normal(self.std, self.axes), (self.rows, self.width))
+
+
+class PatchConv(nn.Module):
+    """Strided convolution of an image into a row of tokens.
+
+    [B, height, width, channels] -> [B, P, features], patches row-major. With ``temporal`` > 1 the
+    kernel has that many time slices, which a still image meets all at once: they are summed
+    (ImageBind's Conv3d over repeated frames).
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    temporal: int = 1
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape: Sequence[int] = (self.kernel, self.kernel, x.shape[-1], self.features)
+        axes: Axes = (None, None, None, "embed")
+        if self.temporal > 1:
+            shape, axes = (self.temporal, *shape), (None, *axes)
+        kernel = self.param("kernel", normal(0.02, axes), shape)
+        if self.temporal > 1:
+            kernel = kernel.sum(0)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            y = y + self.param("bias", zeros(("embed",)), (self.features,)).astype(self.dtype)
+        return y.reshape(y.shape[0], -1, self.features)

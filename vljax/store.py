@@ -1,0 +1,127 @@
+"""Folders of weights: a tree of arrays (Orbax) beside a manifest that says what they are.
+
+::
+
+    DIR/manifest.json   what made them, size, template, hash of names, shapes
+    DIR/params/         nested dict of arrays
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+Tree = dict[str, Any]
+
+logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every step it takes
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, damaged or do not fit; the sentence names both sides."""
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Nested dicts -> {"a/b/c": leaf}."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in pairs}
+
+
+def unflatten(flat: dict[str, Any]) -> Tree:
+    """The inverse of ``flatten``."""
+    tree: Tree = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def shapes_hash(tree: Tree) -> str:
+    """A hash of names and shapes, so that a different tree is told apart before it is used."""
+    shapes = {name: list(x.shape) for name, x in flatten(tree).items()}
+    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content_hash(tree: Tree) -> str:
+    """A hash of every byte, names included."""
+    digest = hashlib.sha256()
+    for name, x in sorted(flatten(tree).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(jax.device_get(x)).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def save(folder: str | Path, params: Tree, manifest: dict[str, Any], dtype: Any = None) -> None:
+    """Writes weights and manifest to a new folder; ``dtype`` casts floating-point arrays."""
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    if dtype is not None:
+        params = jax.tree.map(lambda x: np.asarray(x).astype(dtype), params)
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(folder / "params", params, force=True)
+    manifest = manifest | {"parameters": len(flatten(params)), "shapes": shapes_hash(params)}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Raises WeightsError when ``folder`` does not hold weights."""
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise WeightsError(
+            f"{folder}: got no manifest.json, expected a folder of weights that vljax wrote"
+        )
+    return json.loads(path.read_text())
+
+
+def load(folder: str | Path, dtype: Any = np.float32) -> tuple[Tree, dict[str, Any]]:
+    """The nested dict of arrays as ``dtype``, on the host, and the manifest."""
+    import orbax.checkpoint as ocp
+
+    manifest = read_manifest(folder)
+    reader = ocp.PyTreeCheckpointer()
+    path = Path(folder).absolute() / "params"
+    try:
+        structure = reader.metadata(path).item_metadata.tree
+        options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), structure)
+        params = reader.restore(path, restore_args=options)
+    except (ValueError, FileNotFoundError, KeyError) as error:
+        raise WeightsError(f"{path}: can't be read as weights ({error}); copy it anew") from error
+    if shapes_hash(params) != manifest["shapes"]:
+        raise WeightsError(f"{path}: its arrays are not those of manifest.json; copy both anew")
+    return jax.tree.map(lambda x: x.astype(dtype), params), manifest
+
+
+def merge(*trees: Tree) -> Tree:
+    """One tree of all; a later one's arrays take the place of an earlier one's."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat |= flatten(tree)
+    return unflatten(flat)
+
+
+def pick(params: Tree, wanted: Tree, source: str) -> Tree:
+    """The arrays of ``params`` that ``wanted`` (abstract) names.
+
+    Raises WeightsError naming what is missing or has another shape.
+    """
+    have, want = flatten(params), flatten(wanted)
+    missing = sorted(set(want) - set(have))
+    if missing:
+        raise WeightsError(
+            f"{source}: lacks {len(missing)} of {len(want)} arrays, {missing[0]} among them; "
+            "name a folder that holds them"
+        )
+    for name, leaf in want.items():
+        if have[name].shape != leaf.shape:
+            raise WeightsError(
+                f"{source}: {name} has shape {have[name].shape}, expected {leaf.shape}; "
+                "these weights belong to a model of another size"
+            )
+    return unflatten({name: have[name] for name in want})

@@ -1,0 +1,1 @@
+"""Training: only what is unfrozen has gradients, moments and saved state."""

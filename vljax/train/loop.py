@@ -1,0 +1,168 @@
+"""The one loop of every stage and branch; what differs between them is in the ``Run``."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from vljax import store
+from vljax.progress import Progress
+from vljax.sharding.mesh import make_mesh
+from vljax.sharding.placement import Placement
+from vljax.sharding.strategy import Strategy
+from vljax.store import Tree
+from vljax.train import partition
+from vljax.train.checkpoint import Checkpoints
+from vljax.train.metrics import MetricsLog, plot_loss
+from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from vljax.train.step import Problem, TrainState, make_state, make_train_step
+
+HostBatch = dict[str, np.ndarray]
+Batches = Callable[[int], Iterator[tuple[str, HostBatch]]]  # from a step on: (source, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: a problem, how to minimise it, and where it starts and lives.
+
+    ``start``: folders of weights, later ones over earlier ones; what they lack is initialised
+    if it is trainable and an error if it is frozen.
+    """
+
+    name: str
+    problem: Problem
+    optimizer: OptimizerConfig
+    strategy: Strategy
+    steps: int
+    workdir: Path
+    start: tuple[str, ...] = ()
+    seed: int = 0
+    save_every: int = 1000
+    log_every: int = 10
+
+
+def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
+    """Trains to ``run.steps``, resuming from what is in its workdir; returns its weights' folder.
+
+    Args:
+      batches: gives the pairs of source name and batch that follow a step.
+      manifest: what to say of the weights besides what the loop knows.
+    """
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    placement = Placement(run.strategy, make_mesh(run.strategy))
+    tx = make_optimizer(run.optimizer, run.steps)
+    state, frozen = prepare(run, placement, tx)
+    frozen_hash = store.content_hash(frozen)
+    step_fn = make_train_step(run.problem, tx, placement)
+    rate = schedule(run.optimizer, run.steps)
+    consumed: collections.Counter[str] = collections.Counter()
+    with Checkpoints(run.workdir / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(state, frozen_hash)
+        if restored is not None:
+            state, meta = restored
+            consumed.update(meta["consumed"])
+        start = int(state.step)
+        log, progress = MetricsLog(run.workdir, start), Progress(run.name, run.steps, start)
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        began = time.monotonic()
+        try:
+            for step, (source, batch) in zip(range(start, run.steps), batches(start), strict=False):
+                consumed.update(_count(source, batch))
+                state, metrics = step_fn(state, frozen, place(batch, placement))
+                if pending is not None:
+                    _report(run, pending, log, progress, rate, time.monotonic() - began)
+                pending = (step + 1, metrics)
+                if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
+                    checkpoints.save(state, {"frozen": frozen_hash, "consumed": dict(consumed)})
+            if pending is not None:
+                _report(run, pending, log, progress, rate, time.monotonic() - began)
+        except KeyboardInterrupt:
+            checkpoints.save(state, {"frozen": frozen_hash, "consumed": dict(consumed)})
+            raise
+    plot_loss(run.workdir)
+    return _finish(run, state, frozen_hash, consumed, manifest)
+
+
+def prepare(run: Run, placement: Placement, tx: Any) -> tuple[TrainState, Tree]:
+    """The initial state and the frozen tree, both placed on the mesh."""
+    abstract = run.problem.abstract()
+    trainable, frozen = partition.split(nn.unbox(abstract), run.problem.trainable)
+    given = store.merge(*[store.load(folder)[0] for folder in run.start])
+    source = f"start={', '.join(run.start) or '(nothing)'}"
+    frozen_values = store.pick(given, frozen, source)
+    initial = run.problem.initialise(jax.random.key(run.seed))
+    values = store.flatten(store.pick(store.merge(initial, given), trainable, source))
+    where = store.flatten(placement.parameters(abstract))
+    params = {n: jax.device_put(x, where[n]) for n, x in values.items()}
+    fixed = {n: jax.device_put(x, where[n]) for n, x in store.flatten(frozen_values).items()}
+    state = make_state(store.unflatten(params), tx, jax.random.key(run.seed + 1))
+    return _replicate_rest(state, placement), store.unflatten(fixed)
+
+
+def _replicate_rest(state: TrainState, placement: Placement) -> TrainState:
+    """Counters and keys go to all devices; moments already lie where their parameters do."""
+
+    def place_one(x: jax.Array) -> jax.Array:
+        return x if x.ndim else jax.device_put(x, placement.replicated)
+
+    return jax.tree.map(place_one, state)
+
+
+def place(batch: HostBatch, placement: Placement) -> dict[str, jax.Array]:
+    """Puts a host batch onto the mesh, split over the data axes."""
+    return jax.device_put(batch, placement.batch(batch))
+
+
+def _count(source: str, batch: HostBatch) -> dict[str, int]:
+    """Examples a field and a source, so that a run can say what it has seen and what it has not."""
+    size = len(next(iter(batch.values())))
+    return {f"source/{source}": size} | {f"field/{name}": size for name in batch}
+
+
+def _report(
+    run: Run,
+    pending: tuple[int, dict[str, jax.Array]],
+    log: MetricsLog,
+    progress: Progress,
+    rate: Callable,
+    seconds: float,
+) -> None:
+    """Reads the metrics of the step before, while the device works on this one."""
+    step, metrics = pending
+    if step % run.log_every and step != run.steps:
+        return
+    values = {name: float(value) for name, value in metrics.items()}
+    if not np.isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"{run.name}: loss is {values['loss']} at step {step}; lower the learning rate, or "
+            "look at the batch with --config.log_every=1"
+        )
+    row = {"step": step, **values, "lr": float(rate(step - 1)), "seconds": round(seconds, 2)}
+    log.write(row)
+    progress.show(step, f"loss {values['loss']:.4f}")
+
+
+def _finish(
+    run: Run,
+    state: TrainState,
+    frozen_hash: str,
+    consumed: collections.Counter[str],
+    manifest: dict[str, Any],
+) -> Path:
+    folder = run.workdir / "weights"
+    facts = {
+        "run": run.name,
+        "size": run.problem.size.name,
+        "step": int(state.step),
+        "seed": run.seed,
+        "frozen": frozen_hash,
+        "consumed": dict(sorted(consumed.items())),
+    }
+    store.save(folder, jax.device_get(state.params), manifest | facts)
+    return folder

@@ -1,0 +1,184 @@
+"""What a stage minimises: a module and a method of it, ``(module, batch) -> (loss, metrics)``.
+
+Only the parameters that the method touches are initialised, loaded and sharded.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from vljax.models.imagebind import ImageBind
+from vljax.models.sizes import VideoLlamaSize
+from vljax.models.video_llama import FrameEncoder, VideoLlama, normalise
+from vljax.nn.layers import Dense
+
+IGNORE = -100  # labels that take no part
+Batch = Mapping[str, jax.Array]
+Loss = tuple[jax.Array, dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """``module`` builds the Linen module of a size; ``method`` is its loss on a batch.
+
+    ``batch`` gives abstract arrays of a smallest batch of a size: the fields the method reads.
+    """
+
+    module: Callable[[VideoLlamaSize, Any, str], nn.Module]
+    method: Callable[[Any, Batch], Loss]
+    batch: Callable[[VideoLlamaSize], dict[str, jax.ShapeDtypeStruct]]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """logits [..., C], labels [...] -> mean loss and accuracy over labels that are not IGNORE."""
+    taught = labels != IGNORE
+    count = jnp.maximum(taught.sum(), 1)
+    safe = jnp.where(taught, labels, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), safe)
+    hits = (logits.argmax(-1) == safe) & taught
+    return (losses * taught).sum() / count, hits.sum() / count
+
+
+def language_loss(logits: jax.Array, labels: jax.Array) -> Loss:
+    """Next-token loss: logits [B, L, V] against labels [B, L] one to the left (paper's code)."""
+    loss, accuracy = cross_entropy(logits[:, :-1], labels[:, 1:])
+    return loss, {"token_accuracy": accuracy}
+
+
+def vision(model: VideoLlama, batch: Batch) -> Loss:
+    """Vision branch: frames through the frozen encoder, captions or answers through LLaMA."""
+    frame_tokens = model.frame_tokens(normalise(batch["frames"]))
+    media = model.video_tokens(frame_tokens, batch["frame_mask"], train=True)
+    return language_loss(model.logits(batch["tokens"], batch["mask"], media), batch["labels"])
+
+
+def audio(model: VideoLlama, batch: Batch, feature_noise: float) -> Loss:
+    """Audio branch, trained on pictures: ImageBind's vision features stand for sounds.
+
+    ``feature_noise``: up to how much Gaussian noise, relative to a feature's size, is added.
+    """
+    features = model.sight_features(normalise(batch["frames"]))
+    features = _noisy(model.make_rng("noise"), features, feature_noise)
+    media = model.audio_tokens(features, batch["frame_mask"], train=True)
+    return language_loss(model.logits(batch["tokens"], batch["mask"], media), batch["labels"])
+
+
+def text(model: VideoLlama, batch: Batch, context_noise: float) -> Loss:
+    """The language model alone; noise on what stands where media will stand."""
+    embeddings = model.splice(batch["tokens"])
+    noisy = _noisy(model.make_rng("noise"), embeddings, context_noise)
+    embeddings = jnp.where(batch["context"][..., None], noisy, embeddings)
+    hidden, _ = model.llama(embeddings, batch["mask"])
+    return language_loss(model.llama.logits(hidden), batch["labels"])
+
+
+def _noisy(key: jax.Array, x: jax.Array, most: float) -> jax.Array:
+    """Adds noise of U(0, most) times x's root mean square, one level a row of the batch."""
+    level_key, key = jax.random.split(key)
+    level = jax.random.uniform(level_key, (x.shape[0],) + (1,) * (x.ndim - 1), maxval=most)
+    rms = jax.lax.stop_gradient(jnp.sqrt((x * x).mean()))
+    return x + level * rms * jax.random.normal(key, x.shape, x.dtype)
+
+
+class TagPretraining(nn.Module):
+    """The image encoder with linear heads that name what is where; the heads are thrown away."""
+
+    size: VideoLlamaSize
+    classes: tuple[int, ...]
+    things: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.frame_encoder = FrameEncoder(self.size, self.dtype)
+        self.tag_heads = Dense(self.things * sum(self.classes), ("embed", "joint"))
+
+    def __call__(self, batch: Batch) -> Loss:
+        """frames [B, 1, H, W, 3], tags [B, things, len(classes)]."""
+        x = self.frame_encoder(normalise(batch["frames"]))
+        logits = self.tag_heads(x.reshape(x.shape[0], -1)).reshape(x.shape[0], self.things, -1)
+        bounds = [sum(self.classes[:i]) for i in range(1, len(self.classes))]
+        parts = jnp.split(logits, bounds, axis=-1)
+        pairs = [cross_entropy(p, batch["tags"][..., i]) for i, p in enumerate(parts)]
+        metrics = {f"tag_{i}": accuracy for i, (_, accuracy) in enumerate(pairs)}
+        return sum((loss for loss, _ in pairs), jnp.zeros(())), metrics
+
+
+class PairPretraining(nn.Module):
+    """ImageBind's two towers, drawn together where picture and sound are of one kind."""
+
+    size: VideoLlamaSize
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.imagebind = ImageBind(self.size.imagebind, self.dtype)
+        self.log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), ())
+
+    def __call__(self, batch: Batch) -> Loss:
+        """frames [B, 1, H, W, 3], mel [B, 1, bins, frames], kinds [B].
+
+        Contrastive both ways; all of the batch's pairs of one kind are positives of each other.
+        """
+        sight = self.imagebind.see(normalise(batch["frames"]))[:, 0]
+        sound = self.imagebind.hear(batch["mel"])[:, 0] / self.size.imagebind.sound.norm
+        logits = sight @ sound.T * jnp.exp(jnp.minimum(self.log_scale, jnp.log(100.0)))
+        same = batch["kinds"][:, None] == batch["kinds"][None]
+        target = same / same.sum(1, keepdims=True)
+        losses = [optax.softmax_cross_entropy(x, target).mean() for x in (logits, logits.T)]
+        hits = jnp.take_along_axis(same, logits.argmax(1)[:, None], axis=1)
+        return sum(losses, jnp.zeros(())) / 2, {"retrieval": hits.mean()}
+
+
+def _array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _text_batch(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
+    arrays = {name: _array(jnp.int32, 1, 8) for name in ("tokens", "labels")}
+    return arrays | {name: _array(jnp.bool_, 1, 8) for name in ("mask", "context")}
+
+
+def _media_batch(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
+    arrays = _text_batch(size) | _frames(size) | {"frame_mask": _array(jnp.bool_, 1, 1)}
+    del arrays["context"]
+    return arrays
+
+
+def _frames(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
+    return {"frames": _array(jnp.uint8, 1, 1, size.vit.image, size.vit.image, 3)}
+
+
+def _pairs_batch(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
+    sound = size.imagebind.sound
+    mel = _array(jnp.float32, 1, 1, sound.mel_bins, sound.mel_frames)
+    return _frames(size) | {"mel": mel, "kinds": _array(jnp.int32, 1)}
+
+
+def make_objective(name: str, **options: Any) -> Objective:
+    """The named objective. Raises ValueError for a name or an option that does not exist."""
+    if name == "tags":
+        classes, things = tuple(options["classes"]), options["things"]
+
+        def tags(size: VideoLlamaSize, dtype: Any, remat: str) -> TagPretraining:
+            return TagPretraining(size, classes, things, dtype)
+
+        def tags_batch(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
+            return _frames(size) | {"tags": _array(jnp.int32, 1, things, len(classes))}
+
+        return Objective(tags, TagPretraining.__call__, tags_batch)
+    if name == "pairs":
+
+        def pairs(size: VideoLlamaSize, dtype: Any, remat: str) -> PairPretraining:
+            return PairPretraining(size, dtype)
+
+        return Objective(pairs, PairPretraining.__call__, _pairs_batch)
+    methods: dict[str, Callable[..., Loss]] = {"vision": vision, "audio": audio, "text": text}
+    if name not in methods:
+        raise ValueError(f"objective: got {name!r}, expected one of {[*methods, 'tags', 'pairs']}")
+    batch = _text_batch if name == "text" else _media_batch
+    return Objective(VideoLlama, functools.partial(methods[name], **options), batch)
