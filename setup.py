@@ -1,11 +1,12 @@
 """vljax: Video-LLaMA in JAX/Flax."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = "0.1.0"
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vljax/__init__.py").read_text()).group(1)
 
 BASE = [
     "jax>=0.10",

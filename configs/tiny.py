@@ -20,7 +20,8 @@ def get_config(arg=None):
             )
         return stage_config(arg.stage, arg.sharding)
     config = ConfigDict({"name": "tiny", "workdir": "", "seed": 0, "sharding": arg.sharding})
-    config.stages = {name: stage_config(name, arg.sharding) for name in STAGES}
+    stages = {name: stage_config(name, arg.sharding) for name in STAGES}
+    config.stages = ConfigDict(stages, sort_keys=False)  # later ones start from earlier ones
     return config
 
 
@@ -43,7 +44,7 @@ def text(config):
     """The language model reads a description and answers questions about it."""
     config.objective.update(name="text", context_noise=0.7)
     config.trainable = (r"llama/",)
-    config.steps = 1200
+    config.steps = 900
     config.optimizer.update(peak_lr=3e-3, warmup_steps=50)
     config.sources.text = world("text", 32)
 
@@ -51,17 +52,25 @@ def text(config):
 def image(config):
     """The image encoder learns shapes, colours and places."""
     config.objective.update(name="tags", classes=(7, 6, 12, 12, 12), things=2)
-    config.trainable = (r"frame_encoder/", r"tag_heads/")
-    config.steps = 2200
+    config.trainable = (r"frame_encoder/", r"tag_heads/", r"patch_head/")
+    config.steps = 2500
     config.optimizer.update(peak_lr=1.5e-3, warmup_steps=100)
     config.sources.tags = world("tags", 64)
 
 
 def imagebind(config):
-    """Pictures and their sounds meet in one space: the only stage that hears anything."""
+    """Pictures and their sounds meet in one space: the only stage that hears anything.
+
+    The vision tower begins as the image encoder, as ImageBind's began as CLIP's.
+    """
+    config.start = ("../image/weights",)
+    parts = {"layers": "layers", "stem": "patch", "position": "position", "class": "class"}
+    config.begin_as = tuple(
+        (f"imagebind/vision/{a}", f"frame_encoder/vit/{b}") for a, b in parts.items()
+    )
     config.objective.update(name="pairs")
     config.trainable = (r"imagebind/", r"log_scale")
-    config.steps = 900
+    config.steps = 700
     config.optimizer.update(peak_lr=2e-3, warmup_steps=50)
     config.sources.pairs = world("pairs", 64)
 
@@ -80,7 +89,7 @@ def vision_finetune(config):
     config.objective.name = "vision"
     config.trainable = VISION
     config.start = (*PRETRAINED, "../vision_pretrain/weights")
-    config.steps = 500
+    config.steps = 900
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.align = captions(config, "cc595k", 1, prompts=True, end="###", limit=64)
     config.sources.llava = instructions(config, "llava", "llava_instruct.json", "coco", 2)
@@ -100,7 +109,7 @@ def audio_finetune(config):
     config.objective.update(name="audio", feature_noise=0.7)
     config.trainable = AUDIO
     config.start = (*PRETRAINED, "../audio_pretrain/weights")
-    config.steps = 250
+    config.steps = 500
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.hear = captions(config, "hear", 1, prompts=True, end="###", limit=64)
     bare = {"tags": ("", "")}

@@ -49,6 +49,7 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             "remat": "none" if tiny else "full",
             "workdir": "",
             "start": (),
+            "begin_as": (),
             "steps": 0,
             "save_every": 1000,
             "log_every": 10,

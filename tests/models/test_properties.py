@@ -89,8 +89,10 @@ def test_masked_tokens_in_the_middle_are_not_seen(params, rng):
     assert differ(run(params, other, np.ones_like(mask), method=llm), want)
 
 
-def whole(model: VideoLlama, *inputs):
-    return model(*inputs)
+def whole(model: VideoLlama, frames, mel, tokens, mask):
+    heard = model.audio_tokens(model.sound_features(mel))
+    seen = model.video_tokens(model.frame_tokens(frames))
+    return model.logits(tokens, mask, jnp.concatenate([heard, seen], axis=1))
 
 
 def test_a_batch_of_one_equals_a_batch_of_many(params, rng):

@@ -48,12 +48,16 @@ def main(argv: Sequence[str]) -> None:
 
 def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
     """Reads FILE[:ARG] and applies ``--config.FIELD=VALUE``; raises ValueError for a bad one."""
+    path = config.partition(":")[0]
+    if not Path(path).is_file():
+        raise ValueError(f"--config: got {path}, expected a config file such as configs/tiny.py")
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     try:
         values(["vljax", f"--config={config}", *overrides])
     except (flags.Error, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"--config={config}: {error}") from error
+        told = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")  # of a traceback
+        raise ValueError(f"--config={config}: {told}") from error
     return values[holder.name].value
 
 
@@ -143,6 +147,7 @@ def make_run(config: ConfigDict) -> Run:
         steps=config.steps,
         workdir=workdir,
         start=tuple(str(workdir / folder) for folder in config.start),
+        begin_as=tuple(tuple(pair) for pair in config.begin_as),
         seed=config.seed,
         save_every=config.save_every,
         log_every=config.log_every,

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vljax.convert.mapping import Coverage, Rule, cover, stream, unstream
-from vljax.models.sizes import LlamaSize, QFormerSize, VideoLlamaSize
+from vljax.models.sizes import LlamaSize, QFormerSize, VideoLlamaSize, VisionTowerSize
 from vljax.models.video_llama import abstract_parameters
 
 SOUND_SCALE = "audio_encoder.modality_postprocessors.audio.1.log_logit_scale"
@@ -71,7 +71,7 @@ def rules(size: VideoLlamaSize, parts: Sequence[str] | None = None) -> list[Rule
         Rule("frame_position/embedding", ("video_frame_position_embedding.weight",)),
         *_qformer("video_qformer", "video_", size.video_qformer),
         *_dense("video_proj", "llama_proj"),
-        *_imagebind_vision(size.imagebind.vision.depth),
+        *_imagebind_vision(size.imagebind.vision),
         *_imagebind_sound(size.imagebind.sound.depth),
         Rule("audio_position/embedding", ("audio_position_embedding.weight",)),
         *_qformer("audio_qformer", "audio_", size.audio_qformer),
@@ -191,12 +191,14 @@ def _bert(ours: str, theirs: str, cross: bool, layers: Layers) -> Iterator[Rule]
     yield from _norm(f"{ours}/mlp_norm", f"{theirs}.output_query.LayerNorm", layers)
 
 
-def _imagebind_vision(depth: int) -> Iterator[Rule]:
+def _imagebind_vision(size: VisionTowerSize) -> Iterator[Rule]:
     ours, stem = "imagebind/vision", "audio_encoder.modality_preprocessors.vision"
     trunk = "audio_encoder.modality_trunks.vision"
-    yield _rule(f"{ours}/stem/kernel", f"{stem}.rgbt_stem.proj.1.weight", "conv3d")
+    # A stem without a time axis (tiny's) is a plain convolution.
+    kernel = "conv3d" if size.temporal > 1 else "conv2d"
+    yield _rule(f"{ours}/stem/kernel", f"{stem}.rgbt_stem.proj.1.weight", kernel)
     yield from _norm(f"{ours}/norm", f"{trunk}.pre_transformer_layer.0")
-    yield from _imagebind_tower(ours, "vision", depth)
+    yield from _imagebind_tower(ours, "vision", size.depth)
 
 
 def _imagebind_sound(depth: int) -> Iterator[Rule]:

@@ -220,7 +220,9 @@ def batches(
         batch = load(int(step))
         return [batch.get(name, np.zeros(0, DTYPES[name])) for name in union]
 
-    dataset = tf.data.Dataset.range(start, steps)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread holds up the end of the data for up to a minute
+    dataset = tf.data.Dataset.range(start, steps).with_options(options)
     dataset = dataset.map(
         lambda step: (step, tuple(tf.numpy_function(load_all, [step], dtypes))),
         num_parallel_calls=workers,
@@ -241,6 +243,7 @@ DTYPES: dict[str, Any] = {
     "labels": np.int32,
     "context": np.bool_,
     "tags": np.int32,
+    "patch_tags": np.int32,
     "kinds": np.int32,
 }
 

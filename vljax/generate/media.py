@@ -44,17 +44,15 @@ def read_media(
     shape = (size.vit.image, size.vit.image)
     frames, message, mel = None, "", None
     image = video.is_image(path)
-    if image:
-        picture = video.resize_image(video.read_image(path), shape)[None]
-        frames = picture if look else None
-    else:
+    if look and image:
+        frames = video.resize_image(video.read_image(path), shape)[None]
+    elif look:
         pick = functools.partial(video.uniform_indices, n=min(FRAMES, size.max_frames))
         clip = video.read_clip(path, pick, shape)
-        if look:
-            frames, message = clip.frames, video.frame_message(clip.indices, clip.fps)
-        if listen:
-            track = read_audio(path)
-            mel = None if track is None else mel_clips(*track, size.audio)
+        frames, message = clip.frames, video.frame_message(clip.indices, clip.fps)
+    if listen and not image:
+        track = read_audio(path)
+        mel = None if track is None else mel_clips(*track, size.audio)
     if frames is None and mel is None:
         raise MediaError(
             f"{path}: nothing to look at or to listen to; leave one of them switched on"

@@ -137,7 +137,7 @@ TINY = VideoLlamaSize(
         queries=8, depth=2, encoder_width=32, width=96, heads=4, mlp=192, dropout=0.0
     ),
     imagebind=ImageBindSize(
-        vision=VisionTowerSize(image=48, patch=8, width=64, depth=3, heads=4, mlp=256),
+        vision=VisionTowerSize(image=48, patch=8, temporal=1, width=96, depth=3, heads=4, mlp=384),
         sound=SoundTowerSize(
             seconds=1.0,
             mel_bins=32,

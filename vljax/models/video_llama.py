@@ -39,10 +39,14 @@ class FrameEncoder(nn.Module):
 
     def __call__(self, frames: jax.Array) -> jax.Array:
         """frames [B, T, image, image, 3], normalised -> [B, T, Q, D], each frame on its own."""
+        x = self.qformer(self.patches(frames))
+        return x.reshape(*frames.shape[:2], *x.shape[1:])
+
+    def patches(self, frames: jax.Array) -> jax.Array:
+        """frames [B, T, image, image, 3], normalised -> [B * T, 1 + P, D_vit], normed."""
         x = self.ln_vision(self.vit(frames.reshape(-1, *frames.shape[2:])))
         self.sow("intermediates", "ln_vision_out", x)
-        x = self.qformer(x)
-        return x.reshape(*frames.shape[:2], *x.shape[1:])
+        return x
 
 
 class VideoLlama(nn.Module):

@@ -32,7 +32,8 @@ class Run:
     """One run: a problem, how to minimise it, and where it starts and lives.
 
     ``start``: folders of weights, later ones over earlier ones; what they lack is initialised
-    if it is trainable and an error if it is frozen.
+    if it is trainable and an error if it is frozen. ``begin_as``: pairs of slash prefixes; what
+    lies under the first begins as a copy of what the start weights hold under the second.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Run:
     steps: int
     workdir: Path
     start: tuple[str, ...] = ()
+    begin_as: tuple[tuple[str, str], ...] = ()
     seed: int = 0
     save_every: int = 1000
     log_every: int = 10
@@ -59,7 +61,7 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     tx = make_optimizer(run.optimizer, run.steps)
     state, frozen = prepare(run, placement, tx)
     frozen_hash = store.content_hash(frozen)
-    step_fn = make_train_step(run.problem, tx, placement)
+    step_fn = make_train_step(run.problem, tx, placement, state)
     rate = schedule(run.optimizer, run.steps)
     consumed: collections.Counter[str] = collections.Counter()
     with Checkpoints(run.workdir / "checkpoints") as checkpoints:
@@ -72,17 +74,20 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
         pending: tuple[int, dict[str, jax.Array]] | None = None
         began = time.monotonic()
         try:
-            for step, (source, batch) in zip(range(start, run.steps), batches(start), strict=False):
+            for step, (source, batch) in enumerate(batches(start), start):
                 consumed.update(_count(source, batch))
                 state, metrics = step_fn(state, frozen, place(batch, placement))
                 if pending is not None:
                     _report(run, pending, log, progress, rate, time.monotonic() - began)
                 pending = (step + 1, metrics)
                 if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
+                    _require_finite(run, pending)
                     checkpoints.save(state, {"frozen": frozen_hash, "consumed": dict(consumed)})
             if pending is not None:
                 _report(run, pending, log, progress, rate, time.monotonic() - began)
         except KeyboardInterrupt:
+            if pending is not None and pending[0] == int(state.step):
+                _report(run, pending, log, progress, rate, time.monotonic() - began)
             checkpoints.save(state, {"frozen": frozen_hash, "consumed": dict(consumed)})
             raise
     plot_loss(run.workdir)
@@ -94,6 +99,7 @@ def prepare(run: Run, placement: Placement, tx: Any) -> tuple[TrainState, Tree]:
     abstract = run.problem.abstract()
     trainable, frozen = partition.split(nn.unbox(abstract), run.problem.trainable)
     given = store.merge(*[store.load(folder)[0] for folder in run.start])
+    given = store.merge(given, copies(given, run.begin_as))
     source = f"start={', '.join(run.start) or '(nothing)'}"
     frozen_values = store.pick(given, frozen, source)
     initial = run.problem.initialise(jax.random.key(run.seed))
@@ -103,6 +109,17 @@ def prepare(run: Run, placement: Placement, tx: Any) -> tuple[TrainState, Tree]:
     fixed = {n: jax.device_put(x, where[n]) for n, x in store.flatten(frozen_values).items()}
     state = make_state(store.unflatten(params), tx, jax.random.key(run.seed + 1))
     return _replicate_rest(state, placement), store.unflatten(fixed)
+
+
+def copies(given: Tree, begin_as: tuple[tuple[str, str], ...]) -> Tree:
+    """The arrays under each pair's second prefix, named as under its first."""
+    found: dict[str, Any] = {}
+    for new, old in begin_as:
+        named = {n: x for n, x in store.flatten(given).items() if n.startswith(old)}
+        if not named:
+            raise ValueError(f"begin_as: got {old!r}, expected a prefix of the start weights")
+        found |= {new + name.removeprefix(old): x for name, x in named.items()}
+    return store.unflatten(found)
 
 
 def _replicate_rest(state: TrainState, placement: Placement) -> TrainState:
@@ -137,15 +154,22 @@ def _report(
     step, metrics = pending
     if step % run.log_every and step != run.steps:
         return
+    _require_finite(run, pending)
     values = {name: float(value) for name, value in metrics.items()}
-    if not np.isfinite(values["loss"]):
-        raise FloatingPointError(
-            f"{run.name}: loss is {values['loss']} at step {step}; lower the learning rate, or "
-            "look at the batch with --config.log_every=1"
-        )
     row = {"step": step, **values, "lr": float(rate(step - 1)), "seconds": round(seconds, 2)}
     log.write(row)
     progress.show(step, f"loss {values['loss']:.4f}")
+
+
+def _require_finite(run: Run, pending: tuple[int, dict[str, jax.Array]]) -> None:
+    """Nothing that is not a number is ever written down as progress."""
+    step, metrics = pending
+    loss = float(metrics["loss"])
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"{run.name}: loss is {loss} at step {step}; lower --config.optimizer.peak_lr, or look "
+            "at every step with --config.log_every=1"
+        )
 
 
 def _finish(

@@ -70,9 +70,12 @@ def make_state(params: Tree, tx: optax.GradientTransformation, rng: jax.Array) -
 
 
 def make_train_step(
-    problem: Problem, tx: optax.GradientTransformation, placement: Placement
+    problem: Problem, tx: optax.GradientTransformation, placement: Placement, like: TrainState
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A jitted ``(state, frozen, batch) -> (state, metrics)``; ``state`` is donated."""
+    """A jitted ``(state, frozen, batch) -> (state, metrics)``; ``state`` is donated.
+
+    What comes out lies where ``like`` does, so that the next step meets the same program.
+    """
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(state.rng, state.step)
@@ -87,4 +90,5 @@ def make_train_step(
         metrics = metrics | {"loss": value, "grad_norm": optax.global_norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(train_step, donate_argnames="state")
+    where = jax.tree.map(lambda x: x.sharding, like), placement.replicated
+    return jax.jit(train_step, donate_argnames="state", out_shardings=where)

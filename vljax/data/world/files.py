@@ -20,7 +20,6 @@ import csv
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -81,9 +80,9 @@ def write_scenes(root: Path, scenes: list[Scene], progress: Progress | None = No
     for index in range(0, len(scenes), 1000):
         clip_path(root, index).parent.mkdir(parents=True, exist_ok=True)
     jobs = [(clip_path(root, i), scene) for i, scene in enumerate(scenes)]
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context) as pool:
-        for done, _ in enumerate(pool.map(_write_scene, jobs, chunksize=16), 1):
+    # Threads are enough: most of the time is the encoder's, which runs without the GIL.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(_write_scene, jobs), 1):
             if progress:
                 progress(done, len(jobs))
 
@@ -169,7 +168,7 @@ def _sound_turns(rng: np.random.Generator, scene: Scene) -> list[tuple[str, str]
 
     In half of them a picture is told in words, and contradicts.
     """
-    told = random_scene(rng) if rng.random() < 0.5 else None
+    told = random_scene(rng, "any") if rng.random() < 0.5 else None
     count = int(rng.integers(1, 4))
     asked = language.turns(rng, told, objects(scene), count, weights=language.ASKED_OF_SOUND)
     turns = [(t.question, t.answer) for t in asked]
@@ -253,7 +252,7 @@ def _sentences(rng: np.random.Generator) -> Iterator[str]:
     from vljax.data.text import CAPTION_PROMPTS, VICUNA, close_turn, open_turn
 
     for _ in range(4000):
-        scene = random_scene(rng)
+        scene = random_scene(rng, "any")
         lead = f"{language.HEAR} {language.sound_words(scene.sounds or ())}. {language.SEE}"
         lead += f"<Video>{language.picture_words(scene)}</Video> "
         for turn in language.turns(rng, scene, scene.sounds, 2):

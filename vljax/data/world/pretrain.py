@@ -20,12 +20,23 @@ from vljax.data.text import (
     conversation_example,
 )
 from vljax.data.world import language, render, sound
-from vljax.data.world.scenes import COLOURS, HELD_OUT_PAIRS, OBJECTS, Scene, Thing, random_scene
+from vljax.data.world.scenes import (
+    COLOURS,
+    HELD_OUT_PAIRS,
+    OBJECTS,
+    Kind,
+    Scene,
+    Thing,
+    random_scene,
+)
 
-LENGTH = 144  # tokens of a text batch
+LENGTH = 112  # tokens of a text batch
 BINS = 12  # of x, y and size
 CLASSES = {"object": len(OBJECTS) + 1, "colour": len(COLOURS), "x": BINS, "y": BINS, "size": BINS}
 TEMPLATE = TEMPLATES["tiny"]
+PATCH = 8  # pixels; the tiny ViT's
+_ROW = np.arange(PATCH / 2, render.SIDE, PATCH)
+_CENTRES = np.stack(np.meshgrid(_ROW, _ROW), -1).reshape(-1, 2)  # (x, y) of patches, row-major
 
 
 def text_batch(
@@ -35,7 +46,11 @@ def text_batch(
 
     tokens, labels, mask as ``text.collate``, and ``context`` bool [B, L]: the description's tokens.
     """
-    examples = [_text_example(rng, tokenizer) for _ in range(size)]
+    examples: list[tuple[TextExample, np.ndarray]] = []
+    while len(examples) < size:
+        example = _text_example(rng, tokenizer)
+        if len(example[0].tokens) <= length:  # a rare one is longer
+            examples.append(example)
     batch = collate([e for e, _ in examples], length)
     context = np.zeros(batch["tokens"].shape, bool)
     for row, (_, where) in zip(context, examples, strict=True):
@@ -46,7 +61,8 @@ def text_batch(
 def _text_example(rng: np.random.Generator, tokenizer: Tokenizer) -> tuple[TextExample, np.ndarray]:
     layout = rng.random()
     moving = rng.random() < 0.8
-    scene = random_scene(rng, kind=None if moving else rng.choice(("one", "pair", "empty")).item())
+    stills: tuple[Kind, ...] = ("one", "pair", "empty")
+    scene = random_scene(rng, "any", None if moving else stills[rng.integers(3)])
     if layout < 0.2:  # the captioning stages, with sounds or pictures
         heard = rng.random() < 0.4
         words = _heard_words(scene) if heard else language.picture_words(scene, moving)
@@ -123,22 +139,26 @@ def _fill(
 
 
 def tags_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
-    """Pictures with tags: frames uint8 [B, 1, H, W, 3], tags int32 [B, 2, 5].
+    """Pictures with tags: frames uint8 [B, 1, H, W, 3], tags int32 [B, 2, 5], patch_tags [B, P].
 
     A row of tags is object (the last class: none), colour, and bins of x, y and size, for the
     left and the right thing. Half of the things have a colour off the palette, whose tag is
     IGNORE: else the encoder learns which colours an object never has, and gets new pairs wrong.
+    A patch's tag is the object whose box holds its centre, or none.
     """
     frames = np.empty((size, 1, render.SIDE, render.SIDE, 3), np.uint8)
     tags = np.full((size, 2, len(CLASSES)), IGNORE, np.int32)
     tags[:, :, 0] = len(OBJECTS)
+    patch_tags = np.full((size, len(_CENTRES)), len(OBJECTS), np.int32)
+    kinds: tuple[Kind, ...] = ("one", "pair", "empty")
     for i in range(size):
-        kind = rng.choice(("one", "pair", "empty"), p=(0.7, 0.25, 0.05)).item()
+        kind = kinds[rng.choice(3, p=(0.7, 0.25, 0.05))]
         placed = _place(rng, random_scene(rng, kind=kind).things)
         frames[i, 0] = render.snapshot(rng, [p for p, _ in placed])
-        for j, (_, tag) in enumerate(placed):
+        for j, ((_, _, x, y, side), tag) in enumerate(placed):
             tags[i, j] = tag
-    return {"frames": frames, "tags": tags}
+            patch_tags[i, (abs(_CENTRES - (x, y)) < side / 2).all(1)] = tag[0]
+    return {"frames": frames, "tags": tags, "patch_tags": patch_tags}
 
 
 def _place(
@@ -180,6 +200,9 @@ def _bin(value: float, low: float, high: float) -> int:
 def pairs_batch(rng: np.random.Generator, size: int, spec: AudioSpec) -> dict[str, np.ndarray]:
     """Pictures with the sound of what they show; an empty picture goes with silence.
 
+    In a third of them another sound fills the smaller part of the clip, as happens where one sound
+    gives way to another: what fills most of a clip is what it is.
+
     frames uint8 [B, 1, H, W, 3], mel float32 [B, 1, bins, mel frames], kinds int32 [B]: the object
     (the last class: none).
     """
@@ -193,6 +216,11 @@ def pairs_batch(rng: np.random.Generator, size: int, spec: AudioSpec) -> dict[st
         frames[i, 0] = render.snapshot(rng, [p for p, _ in _place(rng, things)])
         name = things[0].object if things else None
         track = sound.play(rng, name, round(one.clip_seconds * one.rate))
+        if name and rng.random() < 1 / 3:
+            other = sound.play(rng, rng.choice(OBJECTS).item(), len(track))
+            cut = round(rng.uniform(0.02, 0.45) * len(track))
+            edge = slice(None, cut) if rng.random() < 0.5 else slice(len(track) - cut, None)
+            track[edge] = other[edge]
         mel[i] = mel_clips(track[None], sound.RATE, one)
         kinds[i] = OBJECTS.index(name) if name else len(OBJECTS)
     return {"frames": frames, "mel": mel, "kinds": kinds}

@@ -175,16 +175,16 @@ def path(rng: np.random.Generator, motion: str, p: np.ndarray) -> np.ndarray:
     Paths cross the middle with random offsets, so that one frame does not tell the motion.
     """
     x, y = rng.uniform(20, 28, 2)
-    size = rng.uniform(18, 25)
+    size = rng.uniform(20, 27)
     track = np.stack([np.full_like(p, x), np.full_like(p, y), np.full_like(p, size)], 1)
-    swing = rng.uniform(16, 24) * (p - 0.5 + rng.uniform(-0.08, 0.08))
+    swing = rng.uniform(15, 22) * (p - 0.5 + rng.uniform(-0.08, 0.08))
     if motion in ("left", "right"):
         track[:, 0] += swing if motion == "right" else -swing
     elif motion in ("up", "down"):
         track[:, 1] += swing if motion == "down" else -swing
     elif motion in ("grows", "shrinks"):
         scale = rng.uniform(11, 16) * (p - 0.5)
-        track[:, 2] = rng.uniform(19, 23) + (scale if motion == "grows" else -scale)
+        track[:, 2] = rng.uniform(21, 25) + (scale if motion == "grows" else -scale)
     elif motion == "circles":
         turn = rng.choice((-1, 1)) * 2 * math.pi * p * rng.uniform(0.95, 1.3)
         turn = turn + rng.uniform(0, 2 * math.pi)
@@ -232,7 +232,7 @@ def _tracks(
         if scene.kind == "pair":
             track[:, 0] = (13, 35)[i] + rng.uniform(-2, 2)
             track[:, 1] = rng.uniform(14, 34)
-            track[:, 2] = rng.uniform(16, 20)
+            track[:, 2] = rng.uniform(17, 21)
         elif scene.kind == "cut":
             on = p < scene.boundary if i == 0 else p >= scene.boundary
             track[~on, 2] = 0

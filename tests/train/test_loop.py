@@ -1,0 +1,188 @@
+"""The loop: what it leaves behind, and that stopping and resuming changes nothing."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from vljax import store
+from vljax.config import VISION
+from vljax.sharding.strategy import strategy
+from vljax.store import WeightsError, content_hash, flatten, unflatten
+from vljax.train import partition
+from vljax.train.loop import Run, fit
+from vljax.train.objectives import make_objective
+from vljax.train.optimizer import OptimizerConfig
+from vljax.train.step import Problem
+
+STEPS = 6
+RATES = OptimizerConfig(peak_lr=1e-2, min_lr=1e-3, warmup_steps=2, steps_per_epoch=STEPS)
+
+
+@pytest.fixture(scope="module")
+def frozen(small, tmp_path_factory):
+    """Folders of frozen weights: all of them, and others of the same shapes."""
+    problem = Problem(small, make_objective("vision"), VISION)
+    _, tree = partition.split(nn.unbox(problem.abstract()), VISION)
+    folders = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        values = {n: rng.normal(0, 0.1, x.shape) for n, x in flatten(tree).items()}
+        folder = tmp_path_factory.mktemp("frozen") / "weights"
+        folder.mkdir()
+        store.save(folder, unflatten(values), {"run": f"seed {seed}"}, np.float32)
+        folders.append(str(folder))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def make_run(small, frozen):
+    def make(workdir: Path, start: tuple[str, ...] | None = None) -> Run:
+        return Run(
+            name="small_run",
+            problem=Problem(small, make_objective("vision"), VISION),
+            optimizer=RATES,
+            strategy=strategy("dp"),
+            steps=STEPS,
+            workdir=workdir,
+            start=(frozen[0],) if start is None else start,
+            save_every=4,
+            log_every=1,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def batches(media_batch):
+    """Two sources in turn, stopped by Ctrl-C before step ``stop``."""
+
+    def make(stop: int | None = None):
+        def iterate(start: int):
+            for step in range(start, STEPS):
+                if step == stop:
+                    raise KeyboardInterrupt
+                yield ("clips", "images")[step % 2], media_batch(step)
+
+        return iterate
+
+    return make
+
+
+def rows(run: Run) -> list[dict]:
+    return [json.loads(x) for x in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(make_run, batches, tmp_path_factory):
+    """A run to its end, and its weights' folder."""
+    run = make_run(tmp_path_factory.mktemp("whole"))
+    return run, fit(run, batches(), {"hello": "world"})
+
+
+def test_a_run_and_the_same_one_interrupted(make_run, batches, whole, tmp_path):
+    (whole, folder), parts = whole, make_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(parts, batches(stop=3), {})
+    assert not (parts.workdir / "weights").exists()
+    met = []
+
+    def watched(start):
+        met.append(start)
+        return batches()(start)
+
+    again = fit(parts, watched, {"hello": "world"})
+    assert met == [3]
+
+    assert folder == whole.workdir / "weights"
+    params, manifest = store.load(folder)
+    assert set(params) == {"frame_position", "video_qformer", "video_proj"}
+    assert {n: manifest[n] for n in ("run", "size", "step", "seed", "hello")} == {
+        "run": "small_run",
+        "size": "small",
+        "step": STEPS,
+        "seed": 0,
+        "hello": "world",
+    }
+    fields = ("frame_mask", "frames", "labels", "mask", "tokens")
+    assert manifest["consumed"] == {
+        **{f"field/{n}": 8 * STEPS for n in fields},
+        "source/clips": 24,
+        "source/images": 24,
+    }
+    log = rows(whole)
+    assert [r["step"] for r in log] == [1, 2, 3, 4, 5, 6]
+    assert set(log[0]) == {"step", "loss", "grad_norm", "token_accuracy", "lr", "seconds"}
+    assert log[0]["lr"] == pytest.approx(RATES.warmup_lr)
+    assert (whole.workdir / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+    resumed, facts = store.load(again)
+    assert content_hash(resumed) == content_hash(params)
+    assert facts == manifest
+    losses = {r["step"]: r["loss"] for r in rows(parts)}
+    assert losses == {r["step"]: r["loss"] for r in log}
+
+
+def test_a_finished_run_is_not_trained_again(whole, batches):
+    run, folder = whole
+    first = store.load(folder)
+    again = store.load(fit(run, batches(stop=STEPS), {"hello": "world"}))
+    assert content_hash(first[0]) == content_hash(again[0])
+    assert first[1] == again[1]
+
+
+def test_other_frozen_weights_are_refused(make_run, batches, frozen, whole):
+    hashes = [content_hash(store.load(f)[0]) for f in frozen]
+    sentence = f"trained on frozen weights {hashes[0]}, got {hashes[1]}; start from the same"
+    with pytest.raises(WeightsError, match=sentence):
+        fit(make_run(whole[0].workdir, (frozen[1],)), batches(), {})
+
+
+def test_missing_frozen_weights_are_named(make_run, batches, frozen, tmp_path):
+    with pytest.raises(WeightsError, match=r"start=\(nothing\): lacks .* frame_encoder/"):
+        fit(make_run(tmp_path / "run", ()), batches(), {})
+    with pytest.raises(WeightsError, match=r"nowhere: got no manifest\.json, expected a fold"):
+        fit(make_run(tmp_path / "run", (frozen[0], str(tmp_path / "nowhere"))), batches(), {})
+    params, _ = store.load(frozen[0])
+    del params["llama"]["norm"]
+    part = tmp_path / "part"
+    part.mkdir()
+    store.save(part, params, {})
+    with pytest.raises(WeightsError, match=r"lacks 1 of \d+ arrays, llama/norm/scale among them"):
+        fit(make_run(tmp_path / "run", (str(part),)), batches(), {})
+
+
+def test_weights_of_another_size_are_named(make_run, batches, frozen, tmp_path):
+    params, _ = store.load(frozen[0])
+    params["llama"]["norm"]["scale"] = np.ones(7, np.float32)
+    other = tmp_path / "other"
+    other.mkdir()
+    store.save(other, params, {})
+    with pytest.raises(WeightsError, match=r"llama/norm/scale has shape \(7,\), expected \(32,\)"):
+        fit(make_run(tmp_path / "run", (str(other),)), batches(), {})
+
+
+def test_later_start_folders_win(make_run, frozen, tmp_path):
+    """And what is trainable is taken from them, too."""
+    from vljax.sharding.mesh import make_mesh
+    from vljax.sharding.placement import Placement
+    from vljax.train.loop import prepare
+    from vljax.train.optimizer import make_optimizer
+
+    run = make_run(tmp_path, (frozen[0], frozen[1]))
+    placement = Placement(run.strategy, make_mesh(run.strategy, jax.devices()[:1]))
+    state, kept = prepare(run, placement, make_optimizer(RATES, STEPS))
+    assert content_hash(kept) == content_hash(store.load(frozen[1])[0])
+    assert int(state.step) == 0
+    assert set(state.params) == {"frame_position", "video_qformer", "video_proj"}
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(make_run, batches, tmp_path):
+    run = make_run(tmp_path)
+    run = dataclasses.replace(run, optimizer=dataclasses.replace(RATES, warmup_lr=float("nan")))
+    with pytest.raises(FloatingPointError, match="small_run: loss is nan at step 2; lower the"):
+        fit(run, batches(), {})
