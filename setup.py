@@ -32,7 +32,6 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["vljax", "vljax.*"]),
     package_data={"vljax": ["py.typed", "weights/tiny/**/*", "samples/*"]},
-    include_package_data=True,
     install_requires=BASE,
     extras_require={
         "data": DATA,

@@ -9,7 +9,7 @@ def get_config(arg=None):
     config.name = "audio_finetune"
     config.objective.update(name="audio", feature_noise=0.0)
     config.trainable = AUDIO
-    config.start = ("../vision_finetune/weights", "../audio_pretrain/weights")
+    config.start = ("../base", "../audio_pretrain/weights")
     config.steps = 3 * 1000
     config.optimizer.update(peak_lr=3e-5, min_lr=1e-5, warmup_steps=400, steps_per_epoch=1000)
     end = "###" if arg.llm == "vicuna" else "</s>"

@@ -9,6 +9,7 @@ def get_config(arg=None):
     config.name = "audio_pretrain"
     config.objective.update(name="audio", feature_noise=0.0)
     config.trainable = AUDIO
+    config.start = ("../base",)  # the frozen towers' weights
     config.steps = 5 * 5000
     config.optimizer.update(warmup_steps=5000, steps_per_epoch=5000)
     config.sources.webvid = source(

@@ -35,16 +35,16 @@ def stage_config(name, sharding):
     config.tokenizer = config.world.get_oneway_ref("dir") + "/tokenizer.model"
     config.optimizer.update(b2=0.98, weight_decay=0.02, clip=1.0, warmup_lr=0.0)
     STAGES[name](config)
-    config.optimizer.min_lr = config.optimizer.peak_lr / 50
+    config.optimizer.min_lr = config.optimizer.get_oneway_ref("peak_lr") / 50
     config.optimizer.steps_per_epoch = config.get_oneway_ref("steps")
     return config
 
 
 def text(config):
     """The language model reads a description and answers questions about it."""
-    config.objective.update(name="text", context_noise=0.7)
+    config.objective.update(name="text", context_noise=0.5)
     config.trainable = (r"llama/",)
-    config.steps = 900
+    config.steps = 2200
     config.optimizer.update(peak_lr=3e-3, warmup_steps=50)
     config.sources.text = world("text", 32)
 
@@ -52,7 +52,7 @@ def text(config):
 def image(config):
     """The image encoder learns shapes, colours and places."""
     config.objective.update(name="tags", classes=(7, 6, 12, 12, 12), things=2)
-    config.trainable = (r"frame_encoder/", r"tag_heads/", r"patch_head/")
+    config.trainable = (r"frame_encoder/", r"tag_heads/", r"rgb_head/", r"patch_head/")
     config.steps = 2500
     config.optimizer.update(peak_lr=1.5e-3, warmup_steps=100)
     config.sources.tags = world("tags", 64)
@@ -79,37 +79,41 @@ def vision_pretrain(config):
     config.objective.name = "vision"
     config.trainable = VISION
     config.start = PRETRAINED
-    config.steps = 100
+    config.steps = 400
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.webvid = captions(config, "webvid", 4)
     config.sources.cc595k = captions(config, "cc595k", 1)
 
 
 def vision_finetune(config):
-    config.objective.name = "vision"
+    config.objective.update(name="vision", distract=True)
     config.trainable = VISION
     config.start = (*PRETRAINED, "../vision_pretrain/weights")
-    config.steps = 900
+    config.steps = 700
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.align = captions(config, "cc595k", 1, prompts=True, end="###", limit=64)
-    config.sources.llava = instructions(config, "llava", "llava_instruct.json", "coco", 2)
-    config.sources.videochat = instructions(config, "videochat", "videochat.json", "videos", 7)
+    config.sources.llava = instructions(config, "llava", "llava_instruct.json", "coco", 1.5)
+    config.sources.videochat = instructions(config, "videochat", "videochat.json", "videos", 3)
+    tags = {"tags": ("<Video>", "</Video>")}
+    config.sources.see = instructions(
+        config, "llava", "see_instruct.json", "videos", 5, options=tags
+    )
 
 
 def audio_pretrain(config):
     config.objective.update(name="audio", feature_noise=0.7)
     config.trainable = AUDIO
     config.start = PRETRAINED
-    config.steps = 80
+    config.steps = 100
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.hear = captions(config, "hear", 1)
 
 
 def audio_finetune(config):
-    config.objective.update(name="audio", feature_noise=0.7)
+    config.objective.update(name="audio", feature_noise=0.7, distract=True)
     config.trainable = AUDIO
     config.start = (*PRETRAINED, "../audio_pretrain/weights")
-    config.steps = 500
+    config.steps = 1000
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.hear = captions(config, "hear", 1, prompts=True, end="###", limit=64)
     bare = {"tags": ("", "")}

@@ -9,7 +9,7 @@ def get_config(arg=None):
     config.name = "vision_finetune"
     config.objective.name = "vision"
     config.trainable = VISION
-    config.start = ("../vision_pretrain/weights",)
+    config.start = ("../base", "../vision_pretrain/weights")
     config.steps = 3 * 1000
     config.optimizer.update(peak_lr=3e-5, min_lr=1e-5, warmup_steps=1000, steps_per_epoch=1000)
     end = "###" if arg.llm == "vicuna" else "</s>"

@@ -12,6 +12,7 @@ def get_config(arg=None):
     config.name = "vision_pretrain"
     config.objective.name = "vision"
     config.trainable = VISION
+    config.start = ("../base",)  # the frozen towers' weights
     config.steps = 5 * 2500
     config.optimizer.update(warmup_steps=2500, steps_per_epoch=2500)
     config.sources.webvid = source(

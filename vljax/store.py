@@ -58,7 +58,7 @@ def content_hash(tree: Tree) -> str:
 
 
 def save(folder: str | Path, params: Tree, manifest: dict[str, Any], dtype: Any = None) -> None:
-    """Writes weights and manifest to a new folder; ``dtype`` casts floating-point arrays."""
+    """Writes weights and manifest to ``folder``, over what it holds; ``dtype`` casts arrays."""
     import orbax.checkpoint as ocp
 
     folder = Path(folder).absolute()
@@ -66,6 +66,8 @@ def save(folder: str | Path, params: Tree, manifest: dict[str, Any], dtype: Any 
         params = jax.tree.map(lambda x: np.asarray(x).astype(dtype), params)
     with ocp.StandardCheckpointer() as saver:
         saver.save(folder / "params", params, force=True)
+    # Orbax writes down where the folder lay, which means nothing once it is moved or shipped.
+    (folder / "params" / "commit_success.txt").write_text("Checkpoint commit was successful.\n")
     manifest = manifest | {"parameters": len(flatten(params)), "shapes": shapes_hash(params)}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 

@@ -20,6 +20,6 @@ for flag in "$@"; do
   if [ "$flag" = --dry-run ]; then dry=1; else flags+=("$flag"); fi
 done
 
-command=(vljax train "--config=$config" "--config.workdir=$workdir" "${flags[@]}")
+command=(vljax train "--config=$config" "--config.workdir=$workdir" ${flags[@]+"${flags[@]}"})
 echo "${command[*]}"
 [ -n "$dry" ] || exec "${command[@]}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import flax.linen as nn
@@ -64,8 +65,8 @@ def batches(media_batch):
     def make(stop: int | None = None):
         def iterate(start: int):
             for step in range(start, STEPS):
-                if step == stop:
-                    raise KeyboardInterrupt
+                if step + 1 == stop:
+                    signal.raise_signal(signal.SIGINT)  # held back until this step is saved
                 yield ("clips", "images")[step % 2], media_batch(step)
 
         return iterate

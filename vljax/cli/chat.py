@@ -11,12 +11,15 @@ from typing import Any
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
-    from vljax.generate.chat import SAMPLE, load
+    from vljax.generate.chat import SAMPLE, Conversation, load
     from vljax.generate.media import draw, read_media
     from vljax.generate.sampling import Sampling
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.max_new_tokens)
     clip = args.clip or SAMPLE
+    shown = Path(f"{clip.name}-shown.png")
+    if args.show and shown.exists():
+        raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
     model = load(args.model)
     media = read_media(clip, model.engine.size, not args.no_video, not args.no_audio)
     if args.clip and args.model == "tiny":
@@ -26,10 +29,8 @@ def main(argv: Sequence[str]) -> None:
             file=sys.stderr,
         )
     if args.show:
-        draw(media, args.show)
-        print(f"frames and sound as the model gets them: {args.show}", file=sys.stderr)
-    from vljax.generate.chat import Conversation
-
+        draw(media, shown)
+        print(f"frames and sound as the model gets them: {shown}", file=sys.stderr)
     conversation = Conversation(model.engine, media, sampling)
     if args.ask:
         answers = [timed(conversation, question) for question in args.ask]
@@ -51,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-audio", action="store_true", help="do not listen")
     parser.add_argument("--no-video", action="store_true", help="do not look")
     parser.add_argument(
-        "--show", nargs="?", const="shown.png", metavar="PNG", help="draw what the model gets"
+        "--show", action="store_true", help="draw what the model gets as CLIP-shown.png, here"
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--top-k", type=int, default=50)
@@ -80,4 +81,7 @@ def talk(conversation: Any, clip: str) -> None:
             return
         if not question:
             return
-        print(conversation.ask(question), flush=True)
+        try:
+            print(conversation.ask(question), flush=True)
+        except ValueError as error:  # of this question alone
+            print(error, file=sys.stderr)

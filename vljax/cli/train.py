@@ -19,7 +19,8 @@ from vljax.models.sizes import VideoLlamaSize, video_llama_size
 from vljax.models.video_llama import abstract_parameters
 from vljax.sharding.strategy import strategy
 from vljax.train import partition
-from vljax.train.loop import HostBatch, Run, fit
+from vljax.train.checkpoint import difference
+from vljax.train.loop import HostBatch, Run, comparable, fit
 from vljax.train.objectives import make_objective
 from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
@@ -54,10 +55,12 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     try:
-        values(["vljax", f"--config={config}", *overrides])
+        left = values(["vljax", f"--config={config}", *overrides])[1:]
     except (flags.Error, AttributeError, TypeError, KeyError) as error:
         told = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")  # of a traceback
         raise ValueError(f"--config={config}: {told}") from error
+    if left:
+        raise ValueError(f"got {left[0]!r}, expected --config.FIELD=VALUE")
     return values[holder.name].value
 
 
@@ -86,11 +89,27 @@ def train_all(config: ConfigDict) -> None:
     root = Path(config.workdir)
     for name, stage in config.stages.items():
         stage.workdir, stage.seed = str(root / name), config.seed
+        stage.sharding = config.sharding
         if (root / name / "weights" / "manifest.json").is_file():
+            require_same(stage)
             print(f"{name}: done already, in {root / name}", file=sys.stderr)
             continue
         train_one(stage)
     print(export(config, root))
+
+
+def require_same(stage: ConfigDict) -> None:
+    """Raises WeightsError if the stage's folder holds the weights of another config."""
+    workdir = Path(stage.workdir)
+    done = store.read_manifest(workdir / "weights")["config"]
+    before = comparable(done, Path(done["workdir"]))
+    now = comparable(json.loads(stage.to_json_best_effort()), workdir)
+    if before != now:
+        where, old, new = difference("config", before, now)
+        raise store.WeightsError(
+            f"{workdir}: was trained with {where}={old}, got {new}; name a new workdir, or delete "
+            "this one"
+        )
 
 
 def export(config: ConfigDict, root: Path) -> Path:

@@ -26,7 +26,8 @@ class Record:
       path: the media file.
       kind: a clip of several frames, or one image.
       caption: what is taught in captioning; None in a conversation.
-      turns: (role, text) with role "human" or "gpt" and ``<image>`` where the media stand.
+      turns: (role, text) with role "human" or "gpt" and ``<image>`` where the media stand;
+        ``<other>`` where a distractor stands, another record's media that nothing asks about.
       tags: what stands around the media.
       frame_message: whether the frames' times are told after the first ``<image>``.
     """

@@ -48,7 +48,7 @@ class TextSpec:
     end: str = "\n"
     prompts: bool = False
     masking: Literal["original", "clean"] = "original"
-    lengths: tuple[int, ...] = (64, 128, 256, 512, 640)
+    lengths: tuple[int, ...] = (32, 64, 96, 128, 256, 512, 640)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class MediaSource:
             for r, (_, message) in zip(records, seen, strict=True)
         ]
         tokens = text.collate(examples, _bucket(examples, self.text.lengths))
-        return tokens | _stack_frames([frames for frames, _ in seen], records[0], self.frames)
+        return tokens | _stack_frames([frames for frames, _ in seen], records, self.frames)
 
 
 def load_frames(
@@ -148,9 +148,9 @@ def _bucket(examples: Sequence[text.TextExample], lengths: Sequence[int]) -> int
     return min(fitting)
 
 
-def _stack_frames(clips: list[np.ndarray], record: Record, spec: FrameSpec) -> HostBatch:
-    """Pads clips to the source's number of frames and says which are there."""
-    count = 1 if record.kind == "image" else spec.count
+def _stack_frames(clips: list[np.ndarray], records: Sequence[Record], spec: FrameSpec) -> HostBatch:
+    """Pads clips to the source's number of frames (images alone: to one); says which are there."""
+    count = spec.count if any(r.kind == "video" for r in records) else 1
     frames = np.zeros((len(clips), count, spec.size, spec.size, 3), np.uint8)
     mask = np.zeros((len(clips), count), bool)
     for i, clip in enumerate(clips):
@@ -216,8 +216,14 @@ def batches(
     union = sorted(set().union(*names.values()))
     dtypes = [tf.as_dtype(DTYPES[name]) for name in union]
 
+    failed: list[Exception] = []  # tf.data would wrap it in a traceback of its own
+
     def load_all(step: np.ndarray) -> list[np.ndarray]:
-        batch = load(int(step))
+        try:
+            batch = load(int(step))
+        except (ValueError, OSError) as error:
+            failed.append(error)
+            raise
         return [batch.get(name, np.zeros(0, DTYPES[name])) for name in union]
 
     options = tf.data.Options()
@@ -228,7 +234,14 @@ def batches(
         num_parallel_calls=workers,
         deterministic=True,
     ).prefetch(workers)
-    for step, arrays in dataset.as_numpy_iterator():
+    iterator = dataset.as_numpy_iterator()
+    while True:
+        try:
+            step, arrays = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            raise (failed[0] if failed else error) from None
         source = int(chosen[step])
         batch = dict(zip(union, arrays, strict=True))
         yield sources[source].name, {name: batch[name] for name in names[source]}
@@ -244,6 +257,7 @@ DTYPES: dict[str, Any] = {
     "context": np.bool_,
     "tags": np.int32,
     "patch_tags": np.int32,
+    "rgb": np.float32,
     "kinds": np.int32,
 }
 

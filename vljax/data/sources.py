@@ -117,7 +117,12 @@ def read(family: str, annotations: str | Path, media: str | Path, **options: Any
     """The records of an annotation file. Raises AnnotationError, also when there are none."""
     if family not in READERS:
         raise AnnotationError(f"family: got {family!r}, expected one of {', '.join(READERS)}")
-    records = READERS[family](Path(annotations), Path(media), **options)
+    try:
+        records = READERS[family](Path(annotations), Path(media), **options)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise AnnotationError(
+            f"{annotations}: a record is not as {family} has them ({error!r}); mend it"
+        ) from error
     if not records:
         raise AnnotationError(f"{annotations}: got no records, expected at least one")
     return records
@@ -126,7 +131,7 @@ def read(family: str, annotations: str | Path, media: str | Path, **options: Any
 def _open(path: Path) -> Any:
     if not path.is_file():
         raise AnnotationError(f"{path}: not there; name the annotation file of the data set")
-    return path.open(newline="", encoding="utf-8")
+    return path.open(newline="", encoding="utf-8-sig")
 
 
 def _json(path: Path) -> Any:

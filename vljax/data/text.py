@@ -64,8 +64,11 @@ class Tokenizer:
         does). Raises PromptError when there are more or fewer placeholders than media.
         """
         first, *rest = prompt.split(IMAGE_HERE)
-        if len(rest) != len(media):
-            raise PromptError(f"prompt: got {len(rest)} {IMAGE_HERE}, expected {len(media)}")
+        if len(rest) != len(media) or AUDIO_HERE in prompt:
+            raise PromptError(
+                f"prompt: got {len(rest)} {IMAGE_HERE}, {prompt.count(AUDIO_HERE)} {AUDIO_HERE}; "
+                f"expected {len(media)} and 0: these words stand for media, leave them out"
+            )
         ids = self.encode(first, bos=True)
         for part, count in zip(rest, media, strict=True):
             ids += [self.image_here] * count + self.encode(part)
@@ -178,8 +181,12 @@ def caption_example(
 
 
 def expand(text: str, media: int, tags: tuple[str, str] = ("<Image>", "</Image>")) -> str:
-    """Each ``<image>`` of an instruction record becomes ``media`` placeholders between ``tags``."""
-    return text.replace("<image>", tags[0] + IMAGE_HERE * media + tags[1])
+    """Each ``<image>`` of an instruction record becomes ``media`` placeholders between ``tags``.
+
+    ``<other>`` becomes bare ones, for a medium that is not the record's own (``Record``).
+    """
+    here = IMAGE_HERE * media
+    return text.replace("<image>", tags[0] + here + tags[1]).replace("<other>", here)
 
 
 def conversation_example(
@@ -193,7 +200,7 @@ def conversation_example(
     """Tokens and labels of a whole conversation; see ``conversation_text``.
 
     Args:
-      media: how many placeholders there must be; truncation that cuts them is an error.
+      media: how many placeholders a medium has; truncation that cuts one is an error.
       masking: "original" reproduces the paper's code, whose windows drift by about a token a
         turn; "clean" teaches exactly the assistant's words and the end of its turn.
 
@@ -206,13 +213,13 @@ def conversation_example(
         text = conversation_text(turns, template)
         tokens = np.array(tokenizer.encode(text, bos=True, limit=limit), np.int32)
         mask = _mask_vicuna if template.family == "vicuna" else _mask_llama2
-        labels = mask(tokenizer, turns, text, tokens)
+        labels = mask(tokenizer, turns, template, text, tokens)
     tokens, labels = tokens[:limit], labels[:limit]
     got = int((tokens == tokenizer.image_here).sum())
-    if got != media:
+    if got != sum(value.count(IMAGE_HERE) for _, value in turns) or got % media or not got:
         raise PromptError(
-            f"conversation: got {got} media placeholders within {limit} tokens, expected {media}; "
-            "shorten the first turns or raise the limit"
+            f"conversation: got {got} media placeholders within {limit} tokens, expected all of "
+            f"{media} a medium; shorten the first turns or raise the limit"
         )
     return TextExample(tokens, labels)
 
@@ -255,19 +262,23 @@ def _count(tokenizer: Tokenizer, text: str) -> int:
     return sum(i != PAD for i in tokenizer.encode(text, bos=True))
 
 
-def _mask_vicuna(tokenizer: Tokenizer, turns: Turns, text: str, tokens: np.ndarray) -> np.ndarray:
+def _mask_vicuna(
+    tokenizer: Tokenizer, turns: Turns, template: Template, text: str, tokens: np.ndarray
+) -> np.ndarray:
     labels = tokens.copy()
     at = _count(tokenizer, "\n\n")
     labels[:at] = IGNORE
     for role, value in turns:
-        length = _count(tokenizer, _vicuna_turn((role, value), VICUNA))
+        length = _count(tokenizer, _vicuna_turn((role, value), template))
         if role == "human":
             labels[at + 2 : at + length] = IGNORE
         at += length
     return labels
 
 
-def _mask_llama2(tokenizer: Tokenizer, turns: Turns, text: str, tokens: np.ndarray) -> np.ndarray:
+def _mask_llama2(
+    tokenizer: Tokenizer, turns: Turns, template: Template, text: str, tokens: np.ndarray
+) -> np.ndarray:
     labels = tokens.copy()
     at = 1
     labels[:at] = IGNORE

@@ -114,7 +114,10 @@ def read_image(path: str | Path) -> np.ndarray:
     path = _check_file(path)
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would clip it, not scale it
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MediaError(
             f"{path.name} cannot be read as an image ({error}): use a whole jpg, png, webp or bmp"

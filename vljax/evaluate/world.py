@@ -63,7 +63,7 @@ def evaluate_world(
     ]
     with tempfile.TemporaryDirectory() as folder:
         main, two, cut, pair, silent = _read(engine, sets, Path(folder), progress)
-    ask = Asker(engine, rng)
+    ask = Asker(engine)
     report: Report = {t: ask.score(t, main, main.seen()) for t in list(CHANCE)[:4]}
     report["sound"] = ask.score("sound", main, main.heard())
     report["order"] = ask.score("order", two, two.heard())
@@ -128,7 +128,6 @@ class Asker:
     """Asks an engine one topic about many media, in random wordings."""
 
     engine: Engine
-    rng: np.random.Generator
 
     def answers(self, topic: str, media: Sequence[Media]) -> list[str]:
         questions = language.QUESTIONS[topic]
@@ -155,7 +154,7 @@ class Asker:
         """The same model with a position table set to zero."""
         params: Tree = dict(self.engine.params)
         params[table] = {"embedding": np.zeros_like(params[table]["embedding"])}
-        return Asker(dataclasses.replace(self.engine, params=params), self.rng)
+        return Asker(dataclasses.replace(self.engine, params=params))
 
 
 def _drawn(rng: np.random.Generator, kind: Kind, sounds: int) -> Scene:

@@ -62,7 +62,7 @@ class Model:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
     ) -> list[str]:
-        """Answers many requests, batched; the batch does not change an answer."""
+        """Answers many requests, batched; at temperature 0 the batch does not change an answer."""
         return self.engine.answer(requests, sampling, seed)
 
 

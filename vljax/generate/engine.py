@@ -1,10 +1,12 @@
 """A loaded model: requests in, answers out, in batches of static shapes."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +17,10 @@ from vljax.generate import decode
 from vljax.generate.media import FRAMES, Media
 from vljax.generate.sampling import Sampling
 from vljax.models.sizes import VideoLlamaSize, video_llama_size
-from vljax.models.video_llama import VideoLlama
+from vljax.models.video_llama import VideoLlama, abstract_parameters
 from vljax.store import Tree, WeightsError
 
+log = logging.getLogger(__name__)
 LENGTHS = (64, 128, 256, 512, 1024, 2000)  # of prompts; one program each
 SIZES = (1, 4, 16, 64)  # of batches
 
@@ -74,14 +77,28 @@ class Engine:
                 text += close_turn(words, self.template)
         return text
 
-    def prompt_ids(self, request: Request) -> list[int]:
-        """The prompt's ids, with a placeholder for every media vector."""
+    def prompt_ids(self, request: Request, room: int = LENGTHS[-1]) -> list[int]:
+        """The prompt's ids, with a placeholder for every media vector, at most ``room`` of them.
+
+        The oldest turns of a long conversation are dropped, with a warning; its media stay. (The
+        original cuts from the left, media and all.)
+        """
         counts = []
         if request.media is not None and request.media.mel is not None:
             counts.append(self.size.audio_qformer.queries)
         if request.media is not None and request.media.frames is not None:
             counts.append(self.size.video_qformer.queries)
-        return self.tokenizer.encode_prompt(self.prompt(request), counts)
+        ids = self.tokenizer.encode_prompt(self.prompt(request), counts)
+        dropped = 0
+        while len(ids) > room and request.history:
+            request = dataclasses.replace(request, history=request.history[2:])
+            ids = self.tokenizer.encode_prompt(self.prompt(request), counts)
+            dropped += 1
+        if dropped:
+            log.warning(
+                "the conversation is too long: its first %d questions are left out", dropped
+            )
+        return ids
 
     def encode(self, media: Sequence[Media | None]) -> jax.Array | None:
         """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's."""
@@ -101,7 +118,8 @@ class Engine:
         self, requests: Sequence[Request], sampling: Sampling, seed: int
     ) -> list[str]:
         padded = list(requests) + [requests[-1]] * (_fit(len(requests), SIZES) - len(requests))
-        prompts = [self.prompt_ids(r) for r in padded]
+        room = LENGTHS[-1] - sampling.max_new_tokens
+        prompts = [self.prompt_ids(r, room) for r in padded]
         length = _fit(max(map(len, prompts)), LENGTHS)
         tokens = np.full((len(padded), length), PAD, np.int32)
         mask = np.zeros((len(padded), length), bool)
@@ -121,7 +139,8 @@ class Engine:
 
     def text(self, ids: np.ndarray) -> str:
         """What a row of ids says, up to where it stopped."""
-        return self.tokenizer.decode(ids.tolist()).split(self.template.stop)[0].strip()
+        text = self.tokenizer.decode(ids.tolist()).split(self.template.stop)[0]
+        return text.split(f"{self.template.roles[1]}:")[-1].strip()
 
 
 def media_message(media: Media | None, template: Template) -> str:
@@ -147,6 +166,7 @@ def load_engine(folder: str | Path) -> Engine:
         )
     size = video_llama_size(manifest["size"], manifest["llm"])
     tokenizer = Tokenizer(folder / "tokenizer.model")
+    params = store.pick(params, nn.unbox(abstract_parameters(size)), str(folder))
     return Engine(size, jax.device_put(params), tokenizer, TEMPLATES[manifest["template"]])
 
 

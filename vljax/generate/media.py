@@ -36,7 +36,7 @@ class Media:
 def read_media(
     path: str | Path, size: VideoLlamaSize, look: bool = True, listen: bool = True
 ) -> Media:
-    """Reads any file that PyAV or Pillow can: mp4, mov, webm, mkv, gif, jpg, png, ...
+    """Reads clips (mp4, mov, webm, mkv, gif, ...), images (jpg, png, ...) and plain sound files.
 
     Raises MediaError when the file is missing or is not what it says, or when nothing is left of
     it (a clip without a track, not looked at).
@@ -55,7 +55,8 @@ def read_media(
         mel = None if track is None else mel_clips(*track, size.audio)
     if frames is None and mel is None:
         raise MediaError(
-            f"{path}: nothing to look at or to listen to; leave one of them switched on"
+            f"{path}: got no picture to look at and no sound of at least 25 ms; leave both "
+            "switched on, or take another file"
         )
     return Media(frames, mel, message)
 

@@ -35,8 +35,8 @@ class QFormer(nn.Module):
         s = self.size
         queries = self.param("queries", normal(0.02, ("rows", "embed")), (s.queries, s.width))
         x = LayerNorm(EPS, name="norm")(queries.astype(self.dtype))
-        x = nn.Dropout(s.dropout, deterministic=not train)(x)
         x = jnp.broadcast_to(x, (encoder.shape[0], *x.shape))
+        x = nn.Dropout(s.dropout, deterministic=not train)(x)
         self.sow("intermediates", "embedded", x)
         if mask is not None:
             mask = jnp.broadcast_to(mask[:, None], (mask.shape[0], s.queries, mask.shape[1]))

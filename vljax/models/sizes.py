@@ -130,12 +130,8 @@ TINY = VideoLlamaSize(
     qformer=QFormerSize(
         queries=4, depth=2, encoder_width=96, width=96, heads=4, mlp=192, dropout=0.0
     ),
-    video_qformer=QFormerSize(
-        queries=8, depth=2, encoder_width=96, width=96, heads=4, mlp=192, dropout=0.0
-    ),
-    audio_qformer=QFormerSize(
-        queries=8, depth=2, encoder_width=32, width=96, heads=4, mlp=192, dropout=0.0
-    ),
+    video_qformer=QFormerSize(queries=8, depth=2, encoder_width=96, width=96, heads=4, mlp=192),
+    audio_qformer=QFormerSize(queries=8, depth=2, encoder_width=32, width=96, heads=4, mlp=192),
     imagebind=ImageBindSize(
         vision=VisionTowerSize(image=48, patch=8, temporal=1, width=96, depth=3, heads=4, mlp=384),
         sound=SoundTowerSize(

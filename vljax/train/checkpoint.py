@@ -33,30 +33,41 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, like: TrainState, frozen: str) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(
+        self, like: TrainState, facts: dict[str, Any]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The latest state, placed as ``like`` is, and its meta; None when there is none.
 
-        Raises WeightsError when the run was started on other frozen weights.
+        Raises WeightsError when the run that wrote it differs in one of ``facts``: the hash of its
+        frozen weights, its config.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
+        read = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=read).meta
+        for name, value in facts.items():
+            if meta[name] != value:
+                where, before, now = difference(name, meta[name], value)
+                raise WeightsError(
+                    f"checkpoint {step}: was written with {where}={before}, got {now}; give the "
+                    "same command again, or name a new workdir"
+                )
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _storable(like)
         )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-            ),
-        )
-        if restored.meta["frozen"] != frozen:
-            raise WeightsError(
-                f"checkpoint {step}: was trained on frozen weights {restored.meta['frozen']}, got "
-                f"{frozen}; start from the same weights, or name a new workdir"
-            )
-        state = restored.state
-        return state.replace(rng=jax.random.wrap_key_data(state.rng)), restored.meta
+        read = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        state = self._manager.restore(step, args=read).state
+        return state.replace(rng=jax.random.wrap_key_data(state.rng)), meta
+
+
+def difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The dotted name of the first place where two JSON values differ, and what stands there."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                return difference(f"{name}.{key}", before.get(key), now.get(key))
+    return name, before, now
 
 
 def _storable(state: TrainState) -> TrainState:

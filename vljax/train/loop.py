@@ -1,7 +1,11 @@
 """The one loop of every stage and branch; what differs between them is in the ``Run``."""
 
 import collections
+import contextlib
 import dataclasses
+import json
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +28,7 @@ from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from vljax.train.step import Problem, TrainState, make_state, make_train_step
 
 HostBatch = dict[str, np.ndarray]
+Pending = tuple[int, dict[str, jax.Array]]  # a step's number and metrics, not yet read
 Batches = Callable[[int], Iterator[tuple[str, HostBatch]]]  # from a step on: (source, batch)
 
 
@@ -64,34 +69,70 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     step_fn = make_train_step(run.problem, tx, placement, state)
     rate = schedule(run.optimizer, run.steps)
     consumed: collections.Counter[str] = collections.Counter()
-    with Checkpoints(run.workdir / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state, frozen_hash)
+    with Checkpoints(run.workdir / "checkpoints") as checkpoints, stop_signals() as stopped:
+        facts = {"frozen": frozen_hash, "config": comparable(manifest.get("config"), run.workdir)}
+        restored = checkpoints.restore(state, facts)
         if restored is not None:
             state, meta = restored
             consumed.update(meta["consumed"])
         start = int(state.step)
         log, progress = MetricsLog(run.workdir, start), Progress(run.name, run.steps, start)
-        pending: tuple[int, dict[str, jax.Array]] | None = None
+        pending: Pending | None = None
         began = time.monotonic()
-        try:
-            for step, (source, batch) in enumerate(batches(start), start):
-                consumed.update(_count(source, batch))
-                state, metrics = step_fn(state, frozen, place(batch, placement))
-                if pending is not None:
-                    _report(run, pending, log, progress, rate, time.monotonic() - began)
-                pending = (step + 1, metrics)
-                if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
-                    _require_finite(run, pending)
-                    checkpoints.save(state, {"frozen": frozen_hash, "consumed": dict(consumed)})
+        for step, (source, batch) in enumerate(batches(start), start):
+            state, metrics = step_fn(state, frozen, place(batch, placement))
+            consumed.update(_count(source, batch))
             if pending is not None:
                 _report(run, pending, log, progress, rate, time.monotonic() - began)
-        except KeyboardInterrupt:
-            if pending is not None and pending[0] == int(state.step):
+            pending = (step + 1, metrics)
+            last = step + 1 == run.steps or bool(stopped)
+            if last or (step + 1) % run.save_every == 0:
+                _require_finite(run, pending)
+                checkpoints.save(state, facts | {"consumed": dict(consumed)})
+            if last:
                 _report(run, pending, log, progress, rate, time.monotonic() - began)
-            checkpoints.save(state, {"frozen": frozen_hash, "consumed": dict(consumed)})
-            raise
+            if stopped:
+                raise KeyboardInterrupt
+    folder = _finish(run, state, frozen_hash, consumed, manifest)
     plot_loss(run.workdir)
-    return _finish(run, state, frozen_hash, consumed, manifest)
+    return folder
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are only noted, in the list given: the step is finished and saved first.
+
+    Raised inside a step they would leave a donated, dead state. The second one is not held back.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        restore()
+
+
+FREE = ("workdir", "sharding", "log_every", "save_every")  # may change when a run goes on
+
+
+def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
+    """What of a config must stay the same for a run to go on, wherever its folder lies."""
+    kept = {name: value for name, value in (config or {}).items() if name not in FREE}
+    return json.loads(json.dumps(kept).replace(str(workdir), "WORKDIR"))
 
 
 def prepare(run: Run, placement: Placement, tx: Any) -> tuple[TrainState, Tree]:
@@ -106,7 +147,10 @@ def prepare(run: Run, placement: Placement, tx: Any) -> tuple[TrainState, Tree]:
     values = store.flatten(store.pick(store.merge(initial, given), trainable, source))
     where = store.flatten(placement.parameters(abstract))
     params = {n: jax.device_put(x, where[n]) for n, x in values.items()}
-    fixed = {n: jax.device_put(x, where[n]) for n, x in store.flatten(frozen_values).items()}
+    fixed = {
+        n: jax.device_put(x.astype(run.problem.dtype), where[n])
+        for n, x in store.flatten(frozen_values).items()
+    }
     state = make_state(store.unflatten(params), tx, jax.random.key(run.seed + 1))
     return _replicate_rest(state, placement), store.unflatten(fixed)
 
@@ -144,7 +188,7 @@ def _count(source: str, batch: HostBatch) -> dict[str, int]:
 
 def _report(
     run: Run,
-    pending: tuple[int, dict[str, jax.Array]],
+    pending: Pending,
     log: MetricsLog,
     progress: Progress,
     rate: Callable,
@@ -161,14 +205,14 @@ def _report(
     progress.show(step, f"loss {values['loss']:.4f}")
 
 
-def _require_finite(run: Run, pending: tuple[int, dict[str, jax.Array]]) -> None:
+def _require_finite(run: Run, pending: Pending) -> None:
     """Nothing that is not a number is ever written down as progress."""
     step, metrics = pending
-    loss = float(metrics["loss"])
-    if not np.isfinite(loss):
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if not np.isfinite([loss, norm]).all():
         raise FloatingPointError(
-            f"{run.name}: loss is {loss} at step {step}; lower --config.optimizer.peak_lr, or look "
-            "at every step with --config.log_every=1"
+            f"{run.name}: loss is {loss}, gradient norm {norm} at step {step}; lower "
+            "--config.optimizer.peak_lr, or look at every step with --config.log_every=1"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class MetricsLog:
-    """Appends rows to ``workdir/metrics.jsonl``; rows from ``step`` on are dropped on resuming."""
+    """Appends rows to ``workdir/metrics.jsonl``; rows after ``step`` are dropped on resuming."""
 
     def __init__(self, workdir: Path, step: int = 0):
         self.path = workdir / "metrics.jsonl"
@@ -20,8 +20,12 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows there are; a last one that was cut short is left out."""
     path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
 
 
 def plot_loss(workdir: Path) -> None:

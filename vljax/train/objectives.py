@@ -51,22 +51,42 @@ def language_loss(logits: jax.Array, labels: jax.Array) -> Loss:
     return loss, {"token_accuracy": accuracy}
 
 
-def vision(model: VideoLlama, batch: Batch) -> Loss:
-    """Vision branch: frames through the frozen encoder, captions or answers through LLaMA."""
+def vision(model: VideoLlama, batch: Batch, distract: bool = False) -> Loss:
+    """Vision branch: frames through the frozen encoder, captions or answers through LLaMA.
+
+    ``distract``: rows with twice the placeholders have another row's media in the sound's place.
+    """
     frame_tokens = model.frame_tokens(normalise(batch["frames"]))
     media = model.video_tokens(frame_tokens, batch["frame_mask"], train=True)
+    if distract:
+        media = beside_another(media, batch["tokens"] >= model.size.llama.vocab, first=False)
     return language_loss(model.logits(batch["tokens"], batch["mask"], media), batch["labels"])
 
 
-def audio(model: VideoLlama, batch: Batch, feature_noise: float) -> Loss:
+def audio(model: VideoLlama, batch: Batch, feature_noise: float, distract: bool = False) -> Loss:
     """Audio branch, trained on pictures: ImageBind's vision features stand for sounds.
 
+    ``distract``: rows with twice the placeholders have another row's media in the picture's place.
     ``feature_noise``: up to how much Gaussian noise, relative to a feature's size, is added.
     """
     features = model.sight_features(normalise(batch["frames"]))
     features = _noisy(model.make_rng("noise"), features, feature_noise)
     media = model.audio_tokens(features, batch["frame_mask"], train=True)
+    if distract:
+        media = beside_another(media, batch["tokens"] >= model.size.llama.vocab, first=True)
     return language_loss(model.logits(batch["tokens"], batch["mask"], media), batch["labels"])
+
+
+def beside_another(media: jax.Array, here: jax.Array, first: bool) -> jax.Array:
+    """media [B, M, D], placeholders bool [B, L] -> [B, 2 M, D]: a row's own, and another row's.
+
+    Its own stand first or last as ``first`` says, or first where a row has one medium alone.
+    """
+    other = jnp.roll(jax.lax.stop_gradient(media), 1, axis=0)
+    alone = here.sum(1)[:, None, None] <= media.shape[1]
+    own_first = jnp.concatenate([media, other], axis=1)
+    own_last = jnp.concatenate([other, media], axis=1)
+    return own_first if first else jnp.where(alone, own_first, own_last)
 
 
 def text(model: VideoLlama, batch: Batch, context_noise: float) -> Loss:
@@ -89,8 +109,9 @@ def _noisy(key: jax.Array, x: jax.Array, most: float) -> jax.Array:
 class TagPretraining(nn.Module):
     """The image encoder with linear heads that name what is where; the heads are thrown away.
 
-    One head reads the Q-Former's tokens (every tag of every thing), one each patch (the object
-    that covers it, without which shapes are learnt several times more slowly).
+    Two heads read the Q-Former's tokens: every tag of every thing, and its colour as RGB, which
+    ties colours to no object. One reads each patch: the object that covers it, without which shapes
+    are learnt several times more slowly.
     """
 
     size: VideoLlamaSize
@@ -101,19 +122,26 @@ class TagPretraining(nn.Module):
     def setup(self) -> None:
         self.frame_encoder = FrameEncoder(self.size, self.dtype)
         self.tag_heads = Dense(self.things * sum(self.classes), ("embed", "joint"))
+        self.rgb_head = Dense(self.things * 3, ("embed", "joint"))
         self.patch_head = Dense(self.classes[0], ("embed", "joint"))
 
     def __call__(self, batch: Batch) -> Loss:
-        """frames [B, 1, H, W, 3], tags [B, things, len(classes)], patch_tags [B, P]."""
+        """frames [B, 1, H, W, 3]; tags [B, things, len(classes)]; patch_tags [B, P];
+        rgb [B, things, 3], NaN where there is no thing.
+        """
         patches = self.frame_encoder.patches(normalise(batch["frames"]))
         x = self.frame_encoder.qformer(patches)
         covered, _ = cross_entropy(self.patch_head(patches[:, 1:]), batch["patch_tags"])
-        logits = self.tag_heads(x.reshape(x.shape[0], -1)).reshape(x.shape[0], self.things, -1)
+        x = x.reshape(x.shape[0], -1)
+        there = ~jnp.isnan(batch["rgb"])
+        error = self.rgb_head(x).reshape(there.shape) - jnp.where(there, batch["rgb"], 0)
+        colour_error = (error**2 * there).sum() / jnp.maximum(there.sum(), 1)
+        logits = self.tag_heads(x).reshape(x.shape[0], self.things, -1)
         bounds = [sum(self.classes[:i]) for i in range(1, len(self.classes))]
         parts = jnp.split(logits, bounds, axis=-1)
         pairs = [cross_entropy(p, batch["tags"][..., i]) for i, p in enumerate(parts)]
         metrics = {f"tag_{i}": accuracy for i, (_, accuracy) in enumerate(pairs)}
-        return sum((loss for loss, _ in pairs), 3 * covered), metrics
+        return sum((loss for loss, _ in pairs), 3 * covered + 10 * colour_error), metrics
 
 
 class PairPretraining(nn.Module):
@@ -177,7 +205,8 @@ def make_objective(name: str, **options: Any) -> Objective:
         def tags_batch(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
             tags = _array(jnp.int32, 1, things, len(classes))
             patches = (size.vit.image // size.vit.patch) ** 2
-            return _frames(size) | {"tags": tags, "patch_tags": _array(jnp.int32, 1, patches)}
+            arrays = {"tags": tags, "patch_tags": _array(jnp.int32, 1, patches)}
+            return _frames(size) | arrays | {"rgb": _array(jnp.float32, 1, things, 3)}
 
         return Objective(tags, TagPretraining.__call__, tags_batch)
     if name == "pairs":

@@ -42,11 +42,15 @@ class Problem:
         return jax.eval_shape(self._init, jax.random.key(0), self.objective.batch(self.size))
 
     def initialise(self, rng: jax.Array) -> Tree:
-        """Random parameters."""
+        """Random values of the trainable parameters; the frozen ones are never made."""
         example = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), self.objective.batch(self.size)
         )
-        return nn.unbox(jax.jit(self._init)(rng, example))
+
+        def trainable(rng: jax.Array, batch: Batch) -> Tree:
+            return partition.split(nn.unbox(self._init(rng, batch)), self.trainable)[0]
+
+        return jax.jit(trainable)(rng, example)
 
     def _init(self, rng: jax.Array, batch: Batch) -> Tree:
         module = self.objective.module(self.size, self.dtype, self.remat)

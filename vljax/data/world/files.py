@@ -11,6 +11,7 @@
       cc595k/filter_cap.json, image/   {"annotations": [{"image_id", "caption"}]}
       llava_instruct.json              [{id, image, conversations: [{from, value}]}]
       videochat.json                   [{video, QA: [{q, a}]}]
+      see_instruct.json                LLaVA's format with "video": beside sounds told or unasked
       hear_instruct.json               LLaVA's format with "video": asked about sound, seeing only
       scenes.json                      what each clip really holds
 """
@@ -21,6 +22,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -99,6 +101,8 @@ def make_world(root: Path, count: int, seed: int, progress: Progress | None = No
     """
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root}: not empty; name a new folder, or delete this one first")
+    target, root = root, root.with_name(root.name + ".partial")
+    shutil.rmtree(root, ignore_errors=True)  # of an attempt that was cut short
     sizes = {s: max(1, round(count * share)) for s, share in SHARES.items()}
     total = sum(sizes.values())
     done = 0
@@ -112,6 +116,7 @@ def make_world(root: Path, count: int, seed: int, progress: Progress | None = No
         _write_images(folder, n, rng, split)
     train_tokenizer(root / "tokenizer.model", np.random.default_rng((seed, 99)))
     (root / "world.json").write_text(json.dumps({"seed": seed, "clips": sizes}, indent=1) + "\n")
+    root.rename(target)
 
 
 def _part_of(progress: Progress | None, before: int, total: int) -> Progress | None:
@@ -130,10 +135,15 @@ def _write_annotations(folder: Path, scenes: list[Scene], rng: np.random.Generat
     heard = [f"I hear {language.sound_words(objects(s))}." for _, _, s in alone]
     _write_table(folder / "hear" / "captions.csv", [n for _, n, _ in alone], heard)
     chat = [
-        {"video": page, "QA": [{"q": q, "a": a} for q, a in _sight_turns(rng, scene)]}
+        {"video": page, "QA": [{"q": q, "a": a} for q, a in _plain_turns(rng, scene)]}
         for page, scene in zip(pages, scenes, strict=True)
     ]
     _write_json(folder / "videochat.json", chat)
+    see = [
+        {"id": str(i), "video": page, "conversations": _conversation(_sight_turns(rng, scene))}
+        for i, (page, scene) in enumerate(zip(pages, scenes, strict=True))
+    ]
+    _write_json(folder / "see_instruct.json", see)
     hear = [
         {"id": str(i), "video": page, "conversations": _conversation(_sound_turns(rng, scene))}
         for i, (page, _, scene) in enumerate(alone)
@@ -147,35 +157,51 @@ def objects(scene: Scene) -> tuple[str, ...]:
     return tuple(t.object for t in scene.things)
 
 
-def _sight_turns(
-    rng: np.random.Generator, scene: Scene, moving: bool = True
-) -> list[tuple[str, str]]:
-    """Questions about a picture. In half of them the sound is told in words, and contradicts."""
-    heard = None
+Pairs = list[tuple[str, str]]  # question, answer
+
+
+def _plain_turns(rng: np.random.Generator, scene: Scene, moving: bool = True) -> Pairs:
+    """Questions about a picture alone."""
+    asked = language.turns(rng, scene, None, int(rng.integers(1, 4)), moving)
+    return [(t.question, t.answer) for t in asked]
+
+
+def _sight_turns(rng: np.random.Generator, scene: Scene) -> Pairs:
+    """Questions about a picture (``<image>``) that is not alone, so that branches learn apart.
+
+    In half of them a sound is told in words and contradicts; in the others what stands in the
+    sound's place is another clip, which nothing asks about.
+    """
+    heard, weights = None, language.ASKED_BESIDE_SOUND
     if rng.random() < 0.5:
-        other = random_scene(rng, sounds=int(rng.choice(3, p=(0.1, 0.5, 0.4))))
-        heard = other.sounds
-    asked = language.turns(rng, scene, heard, int(rng.integers(1, 4)), moving)
-    turns = [(t.question, t.answer) for t in asked]
-    if heard is not None:
-        told = f"{language.HEAR} {language.sound_words(heard)}. "
-        turns[0] = (told + turns[0][0], turns[0][1])
-    return turns
+        heard = random_scene(rng, sounds=int(rng.choice(3, p=(0.1, 0.5, 0.4)))).sounds or ()
+        weights = language.ASKED_OF_SIGHT
+    words = "<other>" if heard is None else f" {language.sound_words(heard)}"
+    asked = language.turns(rng, scene, heard, int(rng.integers(1, 4)), weights=weights)
+    return _after(f"{language.HEAR}{words}. {language.SEE}<image> ", asked)
 
 
-def _sound_turns(rng: np.random.Generator, scene: Scene) -> list[tuple[str, str]]:
+def _sound_turns(rng: np.random.Generator, scene: Scene) -> Pairs:
     """Questions about a sound, for which a silent picture stands in (``<image>``).
 
-    In half of them a picture is told in words, and contradicts.
+    A third are alone; in a third a picture is told in words and contradicts; in a third what
+    stands in the picture's place is another clip, which nothing asks about.
     """
-    told = random_scene(rng, "any") if rng.random() < 0.5 else None
-    count = int(rng.integers(1, 4))
-    asked = language.turns(rng, told, objects(scene), count, weights=language.ASKED_OF_SOUND)
-    turns = [(t.question, t.answer) for t in asked]
-    words = f"{language.HEAR}<image>. "
-    if told is not None:
-        words += f"{language.SEE}<Video>{language.picture_words(told)}</Video> "
-    return [(words + turns[0][0], turns[0][1]), *turns[1:]]
+    told, lead, weights = None, "", language.ASKED_OF_SOUND
+    kind = rng.integers(3)
+    if kind == 1:
+        told = random_scene(rng, "any")
+        lead = f"{language.SEE}<Video>{language.picture_words(told)}</Video> "
+    elif kind == 2:
+        lead, weights = f"{language.SEE}<Video><other></Video> ", language.ASKED_BESIDE_SIGHT
+    asked = language.turns(rng, told, objects(scene), int(rng.integers(1, 4)), weights=weights)
+    return _after(f"{language.HEAR}<image>. {lead}", asked)
+
+
+def _after(lead: str, asked: list[language.Turn]) -> Pairs:
+    """Questions and answers, the first question after ``lead``."""
+    pairs = [(t.question, t.answer) for t in asked]
+    return [(lead + pairs[0][0], pairs[0][1]), *pairs[1:]]
 
 
 def _conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -205,7 +231,7 @@ def _write_images(folder: Path, count: int, rng: np.random.Generator, split: Spl
             continue
         name = f"{i:012d}.jpg"
         image.save(folder / "coco" / (COCO + name), quality=95, subsampling=0)
-        turns = _sight_turns(rng, scene, moving=False)
+        turns = _plain_turns(rng, scene, moving=False)
         turns[0] = ("<image>\n" + turns[0][0], turns[0][1])
         records.append({"id": str(i), "image": name, "conversations": _conversation(turns)})
     _write_json(folder / "cc595k" / "filter_cap.json", {"annotations": captions})

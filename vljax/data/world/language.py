@@ -58,6 +58,10 @@ ASKED_OF_SOUND = {
     "both": 2.0,
     "unknown": 0.3,
 }
+ASKED_BESIDE_SOUND = {
+    t: ASKED_OF_SIGHT[t] for t in ("object", "colour", "motion", "caption", "unknown")
+}
+ASKED_BESIDE_SIGHT = {t: ASKED_OF_SOUND[t] for t in ("sound", "order", "unknown")}
 UNKNOWN = "I can't tell from this."
 NO_SOUND = "I can't tell: there is no sound."
 NO_PICTURE = "I can't tell: there is no picture."

@@ -30,7 +30,7 @@ from vljax.data.world.scenes import (
     random_scene,
 )
 
-LENGTH = 112  # tokens of a text batch
+LENGTHS = (64, 112)  # tokens of a text batch
 BINS = 12  # of x, y and size
 CLASSES = {"object": len(OBJECTS) + 1, "colour": len(COLOURS), "x": BINS, "y": BINS, "size": BINS}
 TEMPLATE = TEMPLATES["tiny"]
@@ -39,17 +39,17 @@ _ROW = np.arange(PATCH / 2, render.SIDE, PATCH)
 _CENTRES = np.stack(np.meshgrid(_ROW, _ROW), -1).reshape(-1, 2)  # (x, y) of patches, row-major
 
 
-def text_batch(
-    rng: np.random.Generator, size: int, tokenizer: Tokenizer, length: int
-) -> dict[str, np.ndarray]:
+def text_batch(rng: np.random.Generator, size: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """Conversations about described clips: the description stands where media will stand.
 
     tokens, labels, mask as ``text.collate``, and ``context`` bool [B, L]: the description's tokens.
+    A batch is all short or all long (``LENGTHS``), in the shares that conversations have.
     """
+    at_least, length = ((0, LENGTHS[0]), LENGTHS)[int(rng.random() < 0.4)]
     examples: list[tuple[TextExample, np.ndarray]] = []
     while len(examples) < size:
         example = _text_example(rng, tokenizer)
-        if len(example[0].tokens) <= length:  # a rare one is longer
+        if at_least < len(example[0].tokens) <= length:
             examples.append(example)
     batch = collate([e for e, _ in examples], length)
     context = np.zeros(batch["tokens"].shape, bool)
@@ -139,26 +139,29 @@ def _fill(
 
 
 def tags_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
-    """Pictures with tags: frames uint8 [B, 1, H, W, 3], tags int32 [B, 2, 5], patch_tags [B, P].
+    """Pictures with tags: frames uint8 [B, 1, H, W, 3], tags int32 [B, 2, 5], patch_tags [B, P],
+    rgb float32 [B, 2, 3].
 
     A row of tags is object (the last class: none), colour, and bins of x, y and size, for the
     left and the right thing. Half of the things have a colour off the palette, whose tag is
     IGNORE: else the encoder learns which colours an object never has, and gets new pairs wrong.
-    A patch's tag is the object whose box holds its centre, or none.
+    A patch's tag is the object whose box holds its centre, or none. ``rgb`` is a thing's colour in
+    0..1, off the palette or not, and NaN where there is no thing.
     """
     frames = np.empty((size, 1, render.SIDE, render.SIDE, 3), np.uint8)
     tags = np.full((size, 2, len(CLASSES)), IGNORE, np.int32)
     tags[:, :, 0] = len(OBJECTS)
     patch_tags = np.full((size, len(_CENTRES)), len(OBJECTS), np.int32)
+    rgb = np.full((size, 2, 3), np.nan, np.float32)
     kinds: tuple[Kind, ...] = ("one", "pair", "empty")
     for i in range(size):
         kind = kinds[rng.choice(3, p=(0.7, 0.25, 0.05))]
         placed = _place(rng, random_scene(rng, kind=kind).things)
         frames[i, 0] = render.snapshot(rng, [p for p, _ in placed])
-        for j, ((_, _, x, y, side), tag) in enumerate(placed):
-            tags[i, j] = tag
+        for j, ((_, colour, x, y, side), tag) in enumerate(placed):
+            tags[i, j], rgb[i, j] = tag, colour / 255
             patch_tags[i, (abs(_CENTRES - (x, y)) < side / 2).all(1)] = tag[0]
-    return {"frames": frames, "tags": tags, "patch_tags": patch_tags}
+    return {"frames": frames, "tags": tags, "patch_tags": patch_tags, "rgb": rgb}
 
 
 def _place(

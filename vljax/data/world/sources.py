@@ -31,9 +31,7 @@ def world_source(name: str, batch_size: int, tokenizer: str, spec: AudioSpec) ->
     """ "text", "tags" or "pairs"; raises ValueError for another name."""
     if name == "text":
         words = load_tokenizer(tokenizer)
-        return Generated(
-            name, batch_size, lambda rng, n: pretrain.text_batch(rng, n, words, pretrain.LENGTH)
-        )
+        return Generated(name, batch_size, lambda rng, n: pretrain.text_batch(rng, n, words))
     if name == "tags":
         return Generated(name, batch_size, pretrain.tags_batch)
     if name == "pairs":
