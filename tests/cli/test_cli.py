@@ -149,11 +149,14 @@ def test_chat_until_the_input_ends(run, parrot, clip, monkeypatch):
     assert "ask away" in err
 
 
-def test_chat_draws_what_the_model_gets(run, parrot, clip, tmp_path):
-    code, *_ = run("chat", clip, "--ask", "Who?", "--show", tmp_path / "shown.png")
+def test_chat_draws_what_the_model_gets(run, parrot, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = f"{clip.name}-shown.png"
+    code, *_ = run("chat", clip, "--ask", "Who?", "--show")
     assert code == 0
-    with Image.open(tmp_path / "shown.png") as picture:
+    with Image.open(tmp_path / shown) as picture:
         assert min(picture.size) > 100
+    one_sentence(run("chat", clip, "--ask", "Who?", "--show"), shown, "is there already")
 
 
 def test_chat_on_a_missing_file(run, parrot, tmp_path):
@@ -187,7 +190,7 @@ def test_chat_on_a_file_without_a_picture(run, parrot, tmp_path):
 
 
 def test_chat_with_nothing_left(run, parrot, clip):
-    sentence = "nothing to look at or to listen to; leave one of them switched on"
+    sentence = "got no picture to look at and no sound"
     one_sentence(run("chat", clip, "--ask", "Who?", "--no-video", "--no-audio"), sentence)
 
 

@@ -141,7 +141,7 @@ def test_a_prompt_keeps_white_space_around_placeholders(tokenizer):
 
 @pytest.mark.parametrize("media", [[], [4], [4, 4, 4]])
 def test_a_prompt_needs_its_media(tokenizer, media):
-    with pytest.raises(PromptError, match=f"got 2 <ImageHere>, expected {len(media)}"):
+    with pytest.raises(PromptError, match=f"got 2 <ImageHere>, .*expected {len(media)} "):
         tokenizer.encode_prompt("<ImageHere> and <ImageHere>", media)
 
 

@@ -61,6 +61,7 @@ def test_layout(worlds):
             "hear_instruct.json",
             "llava_instruct.json",
             "scenes.json",
+            "see_instruct.json",
             "videochat.json",
             "videos",
             "webvid",

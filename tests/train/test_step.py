@@ -214,6 +214,8 @@ def test_the_other_objectives_learn(problem, initial, media_batch, small, name):
     if name == "tags":
         batch["tags"] = rng.integers(0, 6, (8, 2, 2)).astype(np.int32)
         batch["patch_tags"] = rng.integers(0, 7, (8, 4)).astype(np.int32)
+        batch["rgb"] = rng.uniform(size=(8, 2, 3)).astype(np.float32)
+        batch["rgb"][:3, 1] = np.nan  # no second thing
     if name == "pairs":
         batch["mel"] = rng.normal(size=(8, 1, 32, 96)).astype(np.float32)
         batch["kinds"] = np.arange(8, dtype=np.int32) % 4

@@ -216,7 +216,9 @@ def conversation_example(
         labels = mask(tokenizer, turns, template, text, tokens)
     tokens, labels = tokens[:limit], labels[:limit]
     got = int((tokens == tokenizer.image_here).sum())
-    if got != sum(value.count(IMAGE_HERE) for _, value in turns) or got % media or not got:
+    there = sum(value.count(IMAGE_HERE) for _, value in turns)
+    whole = got > 0 and got % media == 0 if media else got == 0
+    if got != there or not whole:
         raise PromptError(
             f"conversation: got {got} media placeholders within {limit} tokens, expected all of "
             f"{media} a medium; shorten the first turns or raise the limit"
