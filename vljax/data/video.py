@@ -57,7 +57,8 @@ def uniform_indices(num_frames: int, n: int, literal: bool = False) -> np.ndarra
     """Positions of min(n, num_frames) evenly spaced frames, the first one being frame 0.
 
     The original's float arange gives one position too many for some lengths (17 frames, n=7), so it
-    is cut to n unless `literal` asks for the original's answer. Raises MediaError for an empty video and ValueError for n < 1.
+    is cut to n unless `literal` asks for the original's answer. Raises MediaError for an
+    empty video and ValueError for n < 1.
     """
     _check_counts(num_frames, n)
     n = min(n, num_frames)

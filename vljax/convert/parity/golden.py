@@ -57,7 +57,7 @@ class GoldenSet:
         try:
             with np.load(path) as file:
                 return dict(file)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, EOFError, ValueError) as error:
             raise ValueError(f"{path}: is not a whole npz file ({error}); fetch it anew") from error
 
     def json(self, name: str) -> Any:
@@ -67,6 +67,9 @@ class GoldenSet:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: is not JSON ({error}); fetch it anew") from error
+
+    def has(self, file: str) -> bool:
+        return (self.folder / file).is_file()
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name

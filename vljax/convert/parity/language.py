@@ -1,6 +1,5 @@
 """Captions and conversations: ids, labels and masks, and LLaMA's logits and losses on them."""
 
-import re
 from collections.abc import Sequence
 
 import jax
@@ -121,8 +120,3 @@ def _padded(batch: Batch) -> Batch:
         name: np.pad(x, ((0, 0), (0, width)), constant_values=fill[name])
         for name, x in batch.items()
     }
-
-
-def is_training_case(name: str) -> bool:
-    """Whether an array of llm.npz is ``language``'s."""
-    return re.match(r"(ids/|multi_|caption_)", name) is not None

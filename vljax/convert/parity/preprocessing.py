@@ -13,6 +13,7 @@ from vljax.data.audio import AudioSpec
 RATE = 16000  # of the original's audio tower
 CLIPS = 8  # what the original's chat takes of a sound
 SECONDS = Tolerance(1e-9, "absolute")
+RAW_MEL = Tolerance(MEL.value * AudioSpec().std, "absolute")  # the same, before normalisation
 FBANK_SAMPLES = 2 * RATE  # of the sweep, for the raw filter bank
 SURE = 1e-3  # how near to a whole number a float's last bit decides between two greys
 
@@ -69,12 +70,15 @@ def _wave(check: Check, prefix: str) -> np.ndarray:
 
 def _filter_bank(check: Check, prefix: str) -> None:
     """``fbank_raw``: of the first two seconds of the sweep."""
-    spec = AudioSpec()
-    wave = _wave(check, prefix.replace("fbank_raw", "sweep"))[0, :FBANK_SAMPLES]
+    source = prefix.replace("fbank_raw", "sweep")
+    if f"{source}pcm_int16" not in check:
+        return
+    spec, wave = AudioSpec(), _wave(check, source)[0, :FBANK_SAMPLES]
     name = f"{prefix}log_mel_frames_x_bins"
-    check(name, audio.log_mel(wave - wave.mean(), spec)[: len(check[name])], MEL)
+    check(name, audio.log_mel(wave - wave.mean(), spec)[: len(check[name])], RAW_MEL)
     bank = audio.mel_bank(spec)[:, :-1]  # the Nyquist bin has no weight, the original no column
-    check(f"{prefix}mel_bank_{bank.shape[0]}x{bank.shape[1]}_nonzero_count", (bank > 0).sum(1))
+    rows, bins = bank.shape
+    check(f"{prefix}mel_bank_{rows}x{bins}_nonzero_count", (bank > 0).sum(1), EXACT)
     check(f"{prefix}center_freqs_hz", audio.mel_edges(spec)[1:-1, None])
     for name in check.wants:
         if found := re.fullmatch(re.escape(prefix) + r"mel_bank_row((?:_\d+)+)", name):
@@ -110,7 +114,7 @@ def _eval_clip(check: Check, prefix: str, frames: np.ndarray) -> None:
 
 
 def _image(check: Check, prefix: str) -> None:
-    """"image_eval/", "image_train/" of "image/"; "image_eval_upsample/" of "image_small/"."""
+    """ "image_eval/" and "image_train/" are of "image/", "..._upsample/" of "image_small/"."""
     source = "image_small" if "upsample" in prefix else "image"
     image = check[f"{source}/input_hwc_u8"]
     size = check[f"{prefix}out"].shape[-2:]
@@ -123,7 +127,7 @@ def _image(check: Check, prefix: str) -> None:
 
 
 def _train_clip(check: Check, prefix: str) -> None:
-    """"train_hard_edges_0/" is the crop 0 of "train_hard_edges/"."""
+    """ "train_hard_edges_0/" is the crop 0 of "train_hard_edges/"."""
     source = prefix.rstrip("/").rsplit("_", 1)[0]
     clip = np.moveaxis(check[f"{source}/clip_cthw"], 0, -1)
     box = tuple(check[f"{prefix}crop_top_left_height_width"].tolist())

@@ -11,7 +11,7 @@ import optax
 from vljax.config import AUDIO, VISION
 from vljax.convert.parity.compare import EXACT, NORM, PIXEL, Check
 from vljax.convert.parity.golden import GoldenSet, frames_last
-from vljax.convert.parity.language import batch_of, captions, conversations
+from vljax.convert.parity.language import Batch, batch_of, captions, conversations
 from vljax.convert.towers import to_torch
 from vljax.data.text import caption_example
 from vljax.data.video import CLIP_MEAN, CLIP_STD
@@ -20,7 +20,7 @@ from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.store import flatten, unflatten
 from vljax.train import partition
-from vljax.train.objectives import Batch, make_objective
+from vljax.train.objectives import make_objective
 from vljax.train.optimizer import OptimizerConfig, decays, make_optimizer
 from vljax.train.step import Problem, make_state, make_train_step
 
