@@ -16,6 +16,7 @@ from vljax.data.video import (
     Clip,
     MediaError,
     crop_resize_clip,
+    crop_resize_float,
     crop_resize_image,
     eval_frames,
     frame_message,
@@ -69,6 +70,7 @@ def test_headtail_frames_match_the_original(case: dict) -> None:
 
 def test_uniform_never_gives_more_than_asked() -> None:
     assert len(np.arange(0, 17, 17 / 7)) == 8  # what the original would take
+    assert uniform_indices(17, 7, literal=True).tolist() == [0, 2, 4, 7, 9, 12, 14, 17]
     assert uniform_indices(17, 7).tolist() == [0, 2, 4, 7, 9, 12, 14]
     for num_frames in range(1, 200):
         for n in (1, 7, 8, 49):
@@ -115,9 +117,7 @@ def test_train_transform_matches_the_original(name: str) -> None:
     clip = channels_last(GOLDEN[f"train_{name[:-2]}/clip_cthw"])
     box = tuple(GOLDEN[f"train_{name}/crop_top_left_height_width"].tolist())
     floats = channels_last(GOLDEN[f"train_{name}/resized_float_before_uint8"])
-    np.testing.assert_allclose(
-        video._bicubic(video._crop(clip, box), (24, 24)), floats, rtol=0, atol=1e-3
-    )
+    np.testing.assert_allclose(crop_resize_float(clip, box, (24, 24)), floats, rtol=0, atol=1e-3)
 
     # Where the float lies on a whole number, its last bit decides between two greys.
     sure = np.abs(floats - np.round(floats)) > 1e-3

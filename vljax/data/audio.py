@@ -116,15 +116,19 @@ def _sinc_taps(step: int, phases: int) -> np.ndarray:
     return (np.sinc(t) * np.cos(np.pi * t / 12) ** 2 * base / step).astype(np.float32)
 
 
-def clip_bounds(samples: int, spec: AudioSpec) -> list[tuple[int, int]]:
-    """(start, end) sample of each clip; `end` may lie past the end of a short sound.
+def clip_starts(samples: int, spec: AudioSpec) -> list[Fraction]:
+    """Where each clip starts, in seconds, of a sound of so many samples.
 
     Starts are i / clips of what is left beside one clip, so the last clip never reaches the end.
     """
-    length = Fraction(spec.clip_seconds)
     # The room is a float difference, as in the original: 59.94 s - 2 s falls just short of 57.94.
-    room = Fraction(max(samples / spec.rate - float(length), 0.0))
-    starts = [room * i / spec.clips for i in range(spec.clips)]
+    room = Fraction(max(samples / spec.rate - float(spec.clip_seconds), 0.0))
+    return [room * i / spec.clips for i in range(spec.clips)]
+
+
+def clip_bounds(samples: int, spec: AudioSpec) -> list[tuple[int, int]]:
+    """(start, end) sample of each clip; `end` may lie past the end of a short sound."""
+    length, starts = Fraction(spec.clip_seconds), clip_starts(samples, spec)
     return [(int(start * spec.rate), int((start + length) * spec.rate)) for start in starts]
 
 
@@ -143,7 +147,7 @@ def log_mel(mono: np.ndarray, spec: AudioSpec) -> np.ndarray:
     before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     frames = (frames - np.float32(0.97) * before) * np.hanning(spec.window).astype(np.float32)
     power = np.abs(np.fft.rfft(frames, _fft_size(spec))) ** 2
-    return np.log(np.maximum(power @ _mel_bank(spec).T, _EPSILON))
+    return np.log(np.maximum(power @ mel_bank(spec).T, _EPSILON))
 
 
 def _fft_size(spec: AudioSpec) -> int:
@@ -151,18 +155,24 @@ def _fft_size(spec: AudioSpec) -> int:
 
 
 @lru_cache(maxsize=8)
-def _mel_bank(spec: AudioSpec) -> np.ndarray:
+def mel_bank(spec: AudioSpec) -> np.ndarray:
     """Triangles from 20 Hz to half the rate, linear in mel: [mel_bins, fft // 2 + 1] float32."""
-
-    def mel(hertz: np.ndarray | float) -> np.ndarray:
-        return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
-
-    edges = np.linspace(mel(20.0), mel(spec.rate / 2), spec.mel_bins + 2)[:, None]
+    edges = _mel(mel_edges(spec))[:, None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    at = mel(np.fft.rfftfreq(_fft_size(spec), 1 / spec.rate))
+    at = _mel(np.fft.rfftfreq(_fft_size(spec), 1 / spec.rate))
     bank = np.minimum((at - low) / (centre - low), (high - at) / (high - centre))
     bank[:, -1] = 0  # Kaldi leaves the Nyquist bin out
     return np.maximum(bank, 0).astype(np.float32)
+
+
+def mel_edges(spec: AudioSpec) -> np.ndarray:
+    """Hertz [mel_bins + 2] where the triangles begin, peak and end, equally spaced in mel."""
+    edges = np.linspace(_mel(20.0), _mel(spec.rate / 2), spec.mel_bins + 2)
+    return 700.0 * np.expm1(edges / 1127.0)
+
+
+def _mel(hertz: np.ndarray | float) -> np.ndarray:
+    return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
 
 
 def mel_clips(waveform: np.ndarray, rate: int, spec: AudioSpec) -> np.ndarray | None:

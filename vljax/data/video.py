@@ -53,15 +53,17 @@ class Clip:
 # Which frames
 
 
-def uniform_indices(num_frames: int, n: int) -> np.ndarray:
+def uniform_indices(num_frames: int, n: int, literal: bool = False) -> np.ndarray:
     """Positions of min(n, num_frames) evenly spaced frames, the first one being frame 0.
 
     The original's float arange gives one position too many for some lengths (17 frames, n=7), so it
-    is cut to n. Raises MediaError for an empty video and ValueError for n < 1.
+    is cut to n unless `literal` asks for the original's answer. Raises MediaError for an
+    empty video and ValueError for n < 1.
     """
     _check_counts(num_frames, n)
     n = min(n, num_frames)
-    return np.arange(0, num_frames, num_frames / n).astype(int)[:n]
+    indices = np.arange(0, num_frames, num_frames / n).astype(int)
+    return indices if literal else indices[:n]
 
 
 def headtail_indices(
@@ -342,10 +344,15 @@ def crop_resize_clip(frames: np.ndarray, box: Box, size: Size, wrap: bool = Fals
     Bicubic overshoots 0..255 beside hard edges: values are clamped, or with `wrap` taken modulo 256
     like the original's bare cast, which speckles such edges.
     """
-    resized = _bicubic(_crop(frames, box), size)
+    resized = crop_resize_float(frames, box, size)
     if wrap:
         return resized.astype(np.int64).astype(np.uint8)
     return np.clip(resized, 0, 255).astype(np.uint8)
+
+
+def crop_resize_float(frames: np.ndarray, box: Box, size: Size) -> np.ndarray:
+    """What `crop_resize_clip` makes whole numbers of: float32, beside hard edges out of 0..255."""
+    return _bicubic(_crop(frames, box), size)
 
 
 def crop_resize_image(image: np.ndarray, box: Box, size: Size) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vljax.generate.sampling import Sampling, choose
+from vljax.generate.sampling import Sampling, already_said, choose, penalised
 from vljax.models.video_llama import VideoLlama, normalise
 from vljax.nn.attention import Cache
 from vljax.store import Tree
@@ -26,6 +26,59 @@ class Step(NamedTuple):
     key: jax.Array
 
 
+def prefill(
+    model: VideoLlama,
+    params: Tree,
+    tokens: jax.Array,
+    mask: jax.Array,
+    media: jax.Array | None,
+    spare: int,
+) -> tuple[jax.Array, Cache]:
+    """Reads prompts into a cache with ``spare`` slots after them.
+
+    tokens and mask [B, L], padded at the end; media [B, M, D] for the placeholders, in order.
+    Returns the logits [B, V] after each prompt, and the cache.
+    """
+    B, L = tokens.shape
+    embeddings = _apply(model, params, "splice", tokens, media)
+    causal = jnp.tril(jnp.ones((L, L + spare), bool)) & _slots(mask, 0, spare)[:, None]
+    positions = jnp.broadcast_to(jnp.arange(L), (B, L))
+    empty = _apply(model, params, "empty_cache", B, L + spare)
+    hidden, cache = _apply(model, params, "decode", embeddings, causal, positions, empty)
+    last = jnp.take_along_axis(hidden, (mask.sum(1) - 1)[:, None, None], axis=1)
+    return _apply(model, params, "head", last)[:, 0], cache
+
+
+def extend(
+    model: VideoLlama,
+    params: Tree,
+    token: jax.Array,
+    mask: jax.Array,
+    written: jax.Array | int,
+    cache: Cache,
+) -> tuple[jax.Array, Cache]:
+    """One more token [B] of each row -> the logits [B, V] after it, and the cache.
+
+    ``mask`` [B, L] is the prompts'; ``written`` counts generated tokens, this one included.
+    """
+    spare = cache.keys.shape[2] - mask.shape[1]
+    embedded = _apply(model, params, "splice", token[:, None], None)
+    seen = _slots(mask, written, spare)[:, None]
+    at = (mask.sum(1) + written - 1)[:, None]
+    hidden, cache = _apply(model, params, "decode", embedded, seen, at, cache)
+    return _apply(model, params, "head", hidden)[:, 0], cache
+
+
+def _slots(mask: jax.Array, written: jax.Array | int, spare: int) -> jax.Array:
+    """bool [B, L + spare]: the prompt's tokens and the ``written`` generated ones."""
+    generated = jnp.broadcast_to(jnp.arange(spare) < written, (mask.shape[0], spare))
+    return jnp.concatenate([mask.astype(bool), generated], axis=1)
+
+
+def _apply(model: VideoLlama, params: Tree, method: str, *args: Any) -> Any:
+    return model.apply({"params": params}, *args, method=method)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "sampling", "stops"))
 def generate(
     model: VideoLlama,
@@ -36,47 +89,31 @@ def generate(
     key: jax.Array,
     sampling: Sampling,
     stops: Stops,
+    eos: int | jax.Array = EOS,
 ) -> tuple[jax.Array, jax.Array]:
     """Continues prompts until each row has stopped.
 
     Args:
       tokens, mask: [B, L], padded at the end. media: [B, M, D] for the placeholders, in order.
-      stops: token sequences that end a row (they stay in its ids), besides eos.
+      stops: token sequences that end a row (they stay in its ids), besides ``eos``.
 
     Returns ids [B, max_new_tokens], 0 after a row's end, and the logits [B, V] after the prompt.
     """
-    B, L = tokens.shape
-    N = sampling.max_new_tokens
-    lengths = mask.sum(1)
-
-    def apply(method: str, *args: Any) -> Any:
-        return model.apply({"params": params}, *args, method=method)
-
-    def slots(written: jax.Array) -> jax.Array:
-        """bool [B, L + N]: the prompt's tokens and the ``written`` generated ones."""
-        generated = jnp.broadcast_to(jnp.arange(N) < written, (B, N))
-        return jnp.concatenate([mask, generated], axis=1)
-
-    embeddings = apply("splice", tokens, media)
-    causal = jnp.tril(jnp.ones((L, L + N), bool)) & slots(jnp.zeros((), int))[:, None]
-    positions = jnp.broadcast_to(jnp.arange(L), (B, L))
-    empty = apply("empty_cache", B, L + N)
-    hidden, cache = apply("decode", embeddings, causal, positions, empty)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    first_logits = apply("head", last)[:, 0]
+    B, N = tokens.shape[0], sampling.max_new_tokens
+    first_logits, cache = prefill(model, params, tokens, mask, media, N)
 
     def advance(step: Step) -> Step:
-        embedded = apply("splice", step.token[:, None], None)
-        seen = slots(step.written)[:, None]
-        at = (lengths + step.written - 1)[:, None]
-        hidden, cache = apply("decode", embedded, seen, at, step.cache)
-        return emit(step._replace(cache=cache), apply("head", hidden)[:, 0])
+        logits, cache = extend(model, params, step.token, mask, step.written, step.cache)
+        return emit(step._replace(cache=cache), logits)
 
     def emit(step: Step, logits: jax.Array) -> Step:
         key, now = jax.random.split(step.key)
+        if sampling.repetition_penalty != 1:
+            said = already_said(step.ids, step.written, logits.shape[-1])
+            logits = penalised(logits, said, sampling.repetition_penalty)
         token = jnp.where(step.done, 0, choose(logits, now, sampling))
         ids = jax.lax.dynamic_update_slice(step.ids, token[:, None], (0, step.written))
-        done = step.done | (token == EOS) | _ends(ids, step.written, stops)
+        done = step.done | (token == eos) | _ends(ids, step.written, stops)
         return Step(ids, step.written + 1, token, step.cache, done, key)
 
     ids = jnp.zeros((B, N), tokens.dtype)

@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from vljax.data.text import BOS
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 is greedy. Filters in this order: temperature, top-k, top-p.
+    """Temperature 0 is greedy. In this order: repetition penalty, temperature, top-k, top-p.
 
     Raises ValueError for values out of range.
     """
@@ -17,6 +19,7 @@ class Sampling:
     top_k: int = 50
     top_p: float = 0.9
     max_new_tokens: int = 300
+    repetition_penalty: float = 1.0  # 1 is none
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -25,6 +28,10 @@ class Sampling:
             raise ValueError(f"top_p: got {self.top_p}, expected more than 0 and at most 1")
         if self.top_k < 0:
             raise ValueError(f"top_k: got {self.top_k}, expected 0 (off) or more")
+        if self.repetition_penalty <= 0:
+            raise ValueError(
+                f"repetition_penalty: got {self.repetition_penalty}, expected more than 0"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: got {self.max_new_tokens}, expected 1 or more")
 
@@ -50,3 +57,24 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
         least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
+
+
+def already_said(ids: jax.Array, written: jax.Array, vocab: int) -> jax.Array:
+    """bool [B, V]: the first ``written`` of a row's generated ids [B, N], and bos.
+
+    bos, because the original's answers begin with one that the model never saw; the prompt is not
+    among them, because it is given as embeddings.
+    """
+    rows = jnp.arange(ids.shape[0])[:, None]
+    there = jnp.broadcast_to(jnp.arange(ids.shape[1]) < written, ids.shape)
+    said = jnp.zeros((ids.shape[0], vocab), bool).at[rows, ids].max(there)
+    return said.at[:, BOS].set(True)
+
+
+def penalised(scores: jax.Array, said: jax.Array, penalty: float | jax.Array) -> jax.Array:
+    """Scores [B, V], those of ``said`` ids made ``penalty`` times less likely (CTRL, section 4.1).
+
+    Positive ones are divided, negative ones multiplied: Hugging Face's rule, for logits and for
+    log-probabilities alike.
+    """
+    return jnp.where(said, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)

@@ -108,6 +108,14 @@ class VideoLlamaSize:
     max_clips: int = 8
     position_std: float = 1.0
 
+    def without_dropout(self) -> "VideoLlamaSize":
+        """The same model whose training is deterministic."""
+        trunks = {
+            name: dataclasses.replace(getattr(self, name), dropout=0.0)
+            for name in ("qformer", "video_qformer", "audio_qformer")
+        }
+        return dataclasses.replace(self, **trunks)
+
     @property
     def audio(self) -> AudioSpec:
         """How sound is cut into clips and turned into mel spectrograms for this model."""

@@ -1,0 +1,166 @@
+"""Beam search over the cached decode, by Hugging Face's rules (transformers 4.28)."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vljax.generate import decode
+from vljax.generate.sampling import already_said, penalised
+from vljax.models.video_llama import VideoLlama
+from vljax.nn.attention import Cache
+from vljax.store import Tree
+
+DEAD = -1e9  # the score of the beams that are equal to the first one at the start
+
+
+class Open(NamedTuple):
+    """Beams that go on: ids [B, K, N] and the sum of their log-probabilities [B, K]."""
+
+    ids: jax.Array
+    scores: jax.Array
+    cache: Cache  # of B * K rows
+
+
+class Finished(NamedTuple):
+    """The best hypotheses that ended: ids [B, K, N] without eos, lengths and scores [B, K].
+
+    A place that nothing has taken yet has the score minus infinity.
+    """
+
+    ids: jax.Array
+    lengths: jax.Array
+    scores: jax.Array
+
+
+class State(NamedTuple):
+    open: Open
+    finished: Finished
+    written: jax.Array
+    done: jax.Array
+
+
+class Answer(NamedTuple):
+    """The best hypothesis of each row.
+
+    Attributes:
+      ids: [B, N], its eos included where there was room for one, 0 after it.
+      scores: [B], sum of log-probabilities / (length with bos, without eos) ** length_penalty.
+    """
+
+    ids: jax.Array
+    scores: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("model", "beams", "max_new_tokens"))
+def beam_search(
+    model: VideoLlama,
+    params: Tree,
+    tokens: jax.Array,
+    mask: jax.Array,
+    media: jax.Array | None,
+    *,
+    beams: int,
+    max_new_tokens: int,
+    length_penalty: float | jax.Array = 1.0,
+    repetition_penalty: float | jax.Array = 1.0,
+    eos: int | jax.Array = decode.EOS,
+) -> Answer:
+    """Continues prompts by the ``beams`` likeliest ways at every step.
+
+    A row is done when it has ``beams`` finished hypotheses and no open beam can beat the worst of
+    them at its present length. Lengths count the bos that the original's answers begin with.
+
+    Args:
+      tokens, mask: [B, L], padded at the end. media: [B, M, D] for the placeholders, in order.
+      length_penalty: above 0 favours long answers. eos: the id that ends an answer.
+    """
+    (B, _), K, N = tokens.shape, beams, max_new_tokens
+    logits, cache = decode.prefill(model, params, tokens, mask, media, N)
+    wide = jnp.repeat(mask, K, axis=0)
+    scores = jnp.full((B, K), DEAD).at[:, 0].set(0)
+    ids = jnp.zeros((B, K, N), tokens.dtype)
+    finished = Finished(ids, jnp.zeros((B, K), int), jnp.full((B, K), -jnp.inf))
+
+    def choose(state: State, logits: jax.Array) -> State:
+        return _choose(state, logits, length_penalty, repetition_penalty, eos)
+
+    def advance(state: State) -> State:
+        last = jax.lax.dynamic_index_in_dim(state.open.ids, state.written - 1, 2, keepdims=False)
+        logits, cache = decode.extend(
+            model, params, last.reshape(-1), wide, state.written, state.open.cache
+        )
+        return choose(state._replace(open=state.open._replace(cache=cache)), logits)
+
+    beginning = Open(ids, scores, _take_rows(cache, jnp.repeat(jnp.arange(B), K)))
+    begin = State(beginning, finished, jnp.zeros((), int), jnp.zeros(B, bool))
+    state = jax.lax.while_loop(
+        lambda s: (s.written < N) & ~s.done.all(),
+        advance,
+        choose(begin, jnp.repeat(logits, K, axis=0)),
+    )
+    return _best(state, length_penalty, eos)
+
+
+def _choose(
+    state: State,
+    logits: jax.Array,
+    length_penalty: float | jax.Array,
+    repetition_penalty: float | jax.Array,
+    eos: int | jax.Array,
+) -> State:
+    """Logits [B * K, V] -> the state one token on."""
+    (B, K, N), V = state.open.ids.shape, logits.shape[-1]
+    log_probs = jax.nn.log_softmax(logits)
+    said = already_said(state.open.ids.reshape(-1, N), state.written, V)
+    log_probs = penalised(log_probs, said, repetition_penalty).reshape(B, K, V)
+    sums = (state.open.scores[..., None] + log_probs).reshape(B, K * V)
+    # Twice as many as needed: at most K of them end, one a beam.
+    best, at = jax.lax.top_k(sums, 2 * K)
+    beam, token = at // V, (at % V).astype(state.open.ids.dtype)
+    ids = jnp.take_along_axis(state.open.ids, beam[..., None], axis=1)
+    ended = token == eos
+
+    length = (state.written + 1).astype(jnp.float32) ** length_penalty
+    # An end that is not among the K best does not count.
+    counted = ended & (jnp.arange(2 * K) < K) & ~state.done[:, None]
+    candidates = Finished(
+        ids, jnp.full((B, 2 * K), state.written), jnp.where(counted, best / length, -jnp.inf)
+    )
+    finished = _keep_best(state.finished, candidates)
+    worst = finished.scores.min(axis=1)
+    done = state.done | ((worst > -jnp.inf) & (worst >= best[:, 0] / length))
+
+    on = jnp.argsort(ended, axis=1, stable=True)[:, :K]
+    beam, token, scores = (jnp.take_along_axis(x, on, axis=1) for x in (beam, token, best))
+    ids = jnp.take_along_axis(ids, on[..., None], axis=1)
+    ids = jax.lax.dynamic_update_slice(ids, token[..., None], (0, 0, state.written))
+    rows = (jnp.arange(B)[:, None] * K + beam).reshape(-1)
+    opened = Open(ids, scores, _take_rows(state.open.cache, rows))
+    return State(opened, finished, state.written + 1, done)
+
+
+def _keep_best(kept: Finished, more: Finished) -> Finished:
+    """The K best of both; of equals, what was there stays."""
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), kept, more)
+    scores, at = jax.lax.top_k(both.scores, kept.scores.shape[1])
+    ids = jnp.take_along_axis(both.ids, at[..., None], axis=1)
+    return Finished(ids, jnp.take_along_axis(both.lengths, at, axis=1), scores)
+
+
+def _best(state: State, length_penalty: float | jax.Array, eos: int | jax.Array) -> Answer:
+    """Open beams of rows that are not done count as they stand; then the best, with its eos."""
+    length = (state.written + 1).astype(jnp.float32) ** length_penalty
+    scores = jnp.where(state.done[:, None], -jnp.inf, state.open.scores / length)
+    standing = Finished(state.open.ids, jnp.full(scores.shape, state.written), scores)
+    final = _keep_best(state.finished, standing)
+    ids, lengths = final.ids[:, 0], final.lengths[:, :1]
+    at = jnp.arange(ids.shape[1])
+    ids = jnp.where(at < lengths, ids, jnp.where(at == lengths, eos, 0))
+    return Answer(ids, final.scores[:, 0])
+
+
+def _take_rows(cache: Cache, rows: jax.Array) -> Cache:
+    """The cache of some rows of a batch, in that order."""
+    return cache._replace(keys=cache.keys[:, rows], values=cache.values[:, rows])
