@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vljax.data.text import EOS
 from vljax.generate.sampling import Sampling, already_said, choose, penalised
 from vljax.models.video_llama import VideoLlama, normalise
 from vljax.nn.attention import Cache
 from vljax.store import Tree
 
-EOS = 2
 Stops = tuple[tuple[int, ...], ...]
 
 

@@ -63,13 +63,6 @@ class SoundTowerSize:
     mlp: int = 3072
     norm: float = 20.0
 
-    @property
-    def tokens(self) -> int:
-        rows, columns = (
-            (n - self.kernel) // self.stride + 1 for n in (self.mel_bins, self.mel_frames)
-        )
-        return rows * columns
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageBindSize:

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vljax.data.text import IGNORE
 from vljax.models.imagebind import ImageBind
 from vljax.models.sizes import VideoLlamaSize
 from vljax.models.video_llama import FrameEncoder, VideoLlama, normalise
 from vljax.nn.layers import Dense
 
-IGNORE = -100  # labels that take no part
 Batch = Mapping[str, jax.Array]
 Loss = tuple[jax.Array, dict[str, jax.Array]]
 

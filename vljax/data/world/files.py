@@ -30,12 +30,12 @@ from typing import Any
 
 import numpy as np
 
+from vljax.data.sources import COCO
 from vljax.data.world import language, render, sound
 from vljax.data.world.scenes import Kind, Scene, Split, Thing, random_scene
 
 VOCAB = 512
 SHARES: dict[Split, float] = {"train": 0.9, "val": 0.05, "test": 0.05}
-COCO = "COCO_train2014_"  # the file name prefix that the LLaVA annotations leave out
 Progress = Callable[[int, int], None]
 
 
