@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from vljax.convert.parity import relative_error, size_from_config
+from vljax.convert.parity import size_from_config
 from vljax.convert.towers import expected, to_vljax
 from vljax.models.sizes import VideoLlamaSize
 from vljax.models.video_llama import VideoLlama
@@ -51,21 +51,6 @@ def golden() -> Golden:
     return Golden(GOLDEN)
 
 
-class Checked:
-    """Compares arrays with a golden file by name and remembers which; ``finish`` wants them all."""
-
-    def __init__(self, arrays: dict[str, np.ndarray], tolerance: float = 1e-4) -> None:
-        self.arrays, self.tolerance, self.errors = arrays, tolerance, {}
-
-    def __call__(self, name: str, got: object) -> None:
-        self.errors[name] = relative_error(got, self.arrays[name])
-
-    def finish(self, names: set[str]) -> None:
-        assert set(self.errors) == names
-        bad = {name: e for name, e in self.errors.items() if not e <= self.tolerance}
-        assert not bad, f"off by more than {self.tolerance}: {bad}"
-
-
 def random_params(size: VideoLlamaSize, seed: int = 0) -> dict:
     """Numpy params: norm scales near 1, all else N(0, about 1/sqrt(fan in)), biases included."""
     rng = np.random.default_rng(seed)
@@ -79,11 +64,6 @@ def random_params(size: VideoLlamaSize, seed: int = 0) -> dict:
 
     flat = {name: draw(name, x.shape).astype(np.float32) for name, x in expected(size).items()}
     return unflatten_dict(flat, sep="/")
-
-
-@pytest.fixture(scope="session")
-def checked() -> type[Checked]:
-    return Checked
 
 
 @pytest.fixture(scope="session")
