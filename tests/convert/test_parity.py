@@ -14,6 +14,7 @@ from vljax.convert.parity import compare as comparing
 from vljax.convert.parity.compare import Check, Tolerance, compare, flatten_json
 from vljax.convert.parity.golden import GoldenSet
 from vljax.convert.parity.preprocessing import RAW_MEL
+from vljax.convert.parity.report import as_markdown
 from vljax.convert.parity.run import FILES, OPTIONAL
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -257,6 +258,18 @@ def test_the_command_tells_the_verdict_as_text_and_as_json(copied, capsys):
     }
     (bad,) = [row for row in answer["rows"] if not row["ok"]]
     assert (bad["file"], bad["name"], bad["max_abs"]) == ("caption_cleaning.json", "0/out", None)
+
+
+@pytest.mark.slow
+def test_the_published_page_has_every_row(whole):
+    page = (GOLDEN.parent.parent / "docs" / "parity.md").read_text()
+
+    def names(text: str) -> list[str]:
+        lines = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+        return [line for line in lines if "---" not in line]
+
+    assert names(page) == names(as_markdown(whole.report))
+    assert "FAIL" not in page
 
 
 def test_the_command_refuses_a_folder_without_a_set(tmp_path, capsys):
