@@ -89,7 +89,7 @@ def vision_finetune(config):
     config.objective.update(name="vision", distract=True)
     config.trainable = VISION
     config.start = (*PRETRAINED, "../vision_pretrain/weights")
-    config.steps = 700
+    config.steps = 1200
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.align = captions(config, "cc595k", 1, prompts=True, end="###", limit=64)
     config.sources.llava = instructions(config, "llava", "llava_instruct.json", "coco", 1.5)
@@ -104,7 +104,7 @@ def audio_pretrain(config):
     config.objective.update(name="audio", feature_noise=0.7)
     config.trainable = AUDIO
     config.start = PRETRAINED
-    config.steps = 100
+    config.steps = 200
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.hear = captions(config, "hear", 1)
 
@@ -112,7 +112,7 @@ def audio_pretrain(config):
 def audio_finetune(config):
     config.objective.update(name="audio", feature_noise=0.7, distract=True)
     config.trainable = AUDIO
-    config.start = (*PRETRAINED, "../audio_pretrain/weights")
+    config.start = (*PRETRAINED, "../vision_finetune/weights", "../audio_pretrain/weights")
     config.steps = 1000
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.hear = captions(config, "hear", 1, prompts=True, end="###", limit=64)

@@ -183,10 +183,11 @@ def caption_example(
 def expand(text: str, media: int, tags: tuple[str, str] = ("<Image>", "</Image>")) -> str:
     """Each ``<image>`` of an instruction record becomes ``media`` placeholders between ``tags``.
 
-    ``<other>`` becomes bare ones, for a medium that is not the record's own (``Record``).
+    ``<other>`` becomes bare ones of the second kind, whose ids tell that what stands there is not
+    the record's own (``Record``).
     """
-    here = IMAGE_HERE * media
-    return text.replace("<image>", tags[0] + here + tags[1]).replace("<other>", here)
+    own, other = tags[0] + IMAGE_HERE * media + tags[1], AUDIO_HERE * media
+    return text.replace("<image>", own).replace("<other>", other)
 
 
 def conversation_example(
@@ -215,8 +216,8 @@ def conversation_example(
         mask = _mask_vicuna if template.family == "vicuna" else _mask_llama2
         labels = mask(tokenizer, turns, template, text, tokens)
     tokens, labels = tokens[:limit], labels[:limit]
-    got = int((tokens == tokenizer.image_here).sum())
-    there = sum(value.count(IMAGE_HERE) for _, value in turns)
+    got = int((tokens >= tokenizer.image_here).sum())
+    there = sum(value.count(IMAGE_HERE) + value.count(AUDIO_HERE) for _, value in turns)
     whole = got > 0 and got % media == 0 if media else got == 0
     if got != there or not whole:
         raise PromptError(

@@ -126,7 +126,7 @@ LLAMA_13B = LlamaSize(width=5120, depth=40, heads=40, kv_heads=40, mlp=13824)
 
 TINY = VideoLlamaSize(
     name="tiny",
-    llama=LlamaSize(vocab=512, width=128, depth=3, heads=4, kv_heads=4, mlp=352),
+    llama=LlamaSize(vocab=576, width=128, depth=3, heads=4, kv_heads=4, mlp=352),
     vit=ViTSize(image=48, patch=8, width=96, depth=3, heads=4, mlp=384),
     qformer=QFormerSize(
         queries=4, depth=2, encoder_width=96, width=96, heads=4, mlp=192, dropout=0.0

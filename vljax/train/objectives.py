@@ -54,39 +54,49 @@ def language_loss(logits: jax.Array, labels: jax.Array) -> Loss:
 def vision(model: VideoLlama, batch: Batch, distract: bool = False) -> Loss:
     """Vision branch: frames through the frozen encoder, captions or answers through LLaMA.
 
-    ``distract``: rows with twice the placeholders have another row's media in the sound's place.
+    ``distract``: in the sound's place, where a row has one, stands another row's media.
     """
     frame_tokens = model.frame_tokens(normalise(batch["frames"]))
     media = model.video_tokens(frame_tokens, batch["frame_mask"], train=True)
     if distract:
-        media = beside_another(media, batch["tokens"] >= model.size.llama.vocab, first=False)
+        other = jax.lax.stop_gradient(_of_another_row(media))
+        own_first, own_last = (
+            jnp.concatenate(pair, axis=1) for pair in ((media, other), (other, media))
+        )
+        media = jnp.where(_other_first(model, batch), own_last, own_first)
     return language_loss(model.logits(batch["tokens"], batch["mask"], media), batch["labels"])
 
 
 def audio(model: VideoLlama, batch: Batch, feature_noise: float, distract: bool = False) -> Loss:
     """Audio branch, trained on pictures: ImageBind's vision features stand for sounds.
 
-    ``distract``: rows with twice the placeholders have another row's media in the picture's place.
-    ``feature_noise``: up to how much Gaussian noise, relative to a feature's size, is added.
+    ``distract``: a row with two media has a picture too, through the frozen vision branch. One of
+    both is the row's own, which is asked about, the other another row's.
+    ``feature_noise``: up to how much Gaussian noise, relative to a feature's size, is added to each
+    feature, and again to all of a row alike: sounds lie off their pictures by as much.
     """
-    features = model.sight_features(normalise(batch["frames"]))
+    frames = normalise(batch["frames"])
+    features = model.sight_features(frames)
     features = _noisy(model.make_rng("noise"), features, feature_noise)
+    features = _noisy(model.make_rng("noise"), features, feature_noise, alike=True)
     media = model.audio_tokens(features, batch["frame_mask"], train=True)
     if distract:
-        media = beside_another(media, batch["tokens"] >= model.size.llama.vocab, first=True)
+        seen = model.video_tokens(model.frame_tokens(frames), batch["frame_mask"])
+        own = jnp.concatenate([media, _of_another_row(seen)], axis=1)
+        others = jnp.concatenate([_of_another_row(media), seen], axis=1)
+        media = jnp.where(_other_first(model, batch), others, own)
     return language_loss(model.logits(batch["tokens"], batch["mask"], media), batch["labels"])
 
 
-def beside_another(media: jax.Array, here: jax.Array, first: bool) -> jax.Array:
-    """media [B, M, D], placeholders bool [B, L] -> [B, 2 M, D]: a row's own, and another row's.
+def _of_another_row(media: jax.Array) -> jax.Array:
+    return jnp.roll(media, 1, axis=0)
 
-    Its own stand first or last as ``first`` says, or first where a row has one medium alone.
-    """
-    other = jnp.roll(jax.lax.stop_gradient(media), 1, axis=0)
-    alone = here.sum(1)[:, None, None] <= media.shape[1]
-    own_first = jnp.concatenate([media, other], axis=1)
-    own_last = jnp.concatenate([other, media], axis=1)
-    return own_first if first else jnp.where(alone, own_first, own_last)
+
+def _other_first(model: VideoLlama, batch: Batch) -> jax.Array:
+    """bool [B, 1, 1]: whether a row's first placeholder is of the kind that is not its own."""
+    own = model.size.llama.vocab
+    first = (batch["tokens"] >= own).argmax(1)
+    return jnp.take_along_axis(batch["tokens"], first[:, None], axis=1)[..., None] > own
 
 
 def text(model: VideoLlama, batch: Batch, context_noise: float) -> Loss:
@@ -98,12 +108,16 @@ def text(model: VideoLlama, batch: Batch, context_noise: float) -> Loss:
     return language_loss(model.llama.logits(hidden), batch["labels"])
 
 
-def _noisy(key: jax.Array, x: jax.Array, most: float) -> jax.Array:
-    """Adds noise of U(0, most) times x's root mean square, one level a row of the batch."""
+def _noisy(key: jax.Array, x: jax.Array, most: float, alike: bool = False) -> jax.Array:
+    """Adds noise of U(0, most) times x's root mean square, one level a row of x [B, T, D].
+
+    ``alike``: the same noise all along T.
+    """
     level_key, key = jax.random.split(key)
     level = jax.random.uniform(level_key, (x.shape[0],) + (1,) * (x.ndim - 1), maxval=most)
     rms = jax.lax.stop_gradient(jnp.sqrt((x * x).mean()))
-    return x + level * rms * jax.random.normal(key, x.shape, x.dtype)
+    shape = (x.shape[0], 1, *x.shape[2:]) if alike else x.shape
+    return x + level * rms * jax.random.normal(key, shape, x.dtype)
 
 
 class TagPretraining(nn.Module):

@@ -34,7 +34,7 @@ from vljax.data.sources import COCO
 from vljax.data.world import language, render, sound
 from vljax.data.world.scenes import Kind, Scene, Split, Thing, random_scene
 
-VOCAB = 512
+VOCAB = 576
 SHARES: dict[Split, float] = {"train": 0.9, "val": 0.05, "test": 0.05}
 Progress = Callable[[int, int], None]
 
@@ -184,17 +184,21 @@ def _sight_turns(rng: np.random.Generator, scene: Scene) -> Pairs:
 def _sound_turns(rng: np.random.Generator, scene: Scene) -> Pairs:
     """Questions about a sound, for which a silent picture stands in (``<image>``).
 
-    A third are alone; in a third a picture is told in words and contradicts; in a third what
-    stands in the picture's place is another clip, which nothing asks about.
+    A quarter are alone; in a quarter a picture is told in words and contradicts; in a quarter what
+    stands in the picture's place is another clip, which nothing asks about. In the last the
+    picture is the clip's own and asked about, and the sound another's: to be heard, not obeyed.
     """
+    count, kind = int(rng.integers(1, 4)), rng.integers(4)
+    if kind == 3:
+        asked = language.turns(rng, scene, None, count, weights=language.ASKED_BESIDE_SOUND)
+        return _after(f"{language.HEAR}<other>. {language.SEE}<Video><image></Video> ", asked)
     told, lead, weights = None, "", language.ASKED_OF_SOUND
-    kind = rng.integers(3)
     if kind == 1:
         told = random_scene(rng, "any")
         lead = f"{language.SEE}<Video>{language.picture_words(told)}</Video> "
     elif kind == 2:
         lead, weights = f"{language.SEE}<Video><other></Video> ", language.ASKED_BESIDE_SIGHT
-    asked = language.turns(rng, told, objects(scene), int(rng.integers(1, 4)), weights=weights)
+    asked = language.turns(rng, told, objects(scene), count, weights=weights)
     return _after(f"{language.HEAR}<image>. {lead}", asked)
 
 
@@ -264,6 +268,7 @@ def train_tokenizer(path: Path, rng: np.random.Generator) -> None:
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,
+        character_coverage=1.0,  # else rare capitals, as of "Red", are spelt in bytes
         allow_whitespace_only_pieces=True,
         remove_extra_whitespaces=False,
         normalization_rule_name="identity",
@@ -281,6 +286,7 @@ def _sentences(rng: np.random.Generator) -> Iterator[str]:
         scene = random_scene(rng, "any")
         lead = f"{language.HEAR} {language.sound_words(scene.sounds or ())}. {language.SEE}"
         lead += f"<Video>{language.picture_words(scene)}</Video> "
-        for turn in language.turns(rng, scene, scene.sounds, 2):
+        seen, heard = ((scene, scene.sounds), (scene, None), (None, scene.sounds))[rng.integers(3)]
+        for turn in language.turns(rng, seen, heard, 2):
             yield open_turn(lead + turn.question, VICUNA) + close_turn(turn.answer, VICUNA)
         yield "###Human: " + CAPTION_PROMPTS[int(rng.integers(4))] + " ###Assistant: "

@@ -49,10 +49,10 @@ ASKED_OF_SIGHT = {
     "unknown": 0.4,
 }
 ASKED_OF_SOUND = {
-    "object": 0.3,
-    "colour": 0.3,
-    "motion": 0.3,
-    "caption": 0.3,
+    "object": 0.5,
+    "colour": 0.5,
+    "motion": 0.5,
+    "caption": 0.5,
     "sound": 2.0,
     "order": 2.0,
     "both": 2.0,
