@@ -79,7 +79,7 @@ def vision_pretrain(config):
     config.objective.name = "vision"
     config.trainable = VISION
     config.start = PRETRAINED
-    config.steps = 400
+    config.steps = 800
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.webvid = captions(config, "webvid", 4)
     config.sources.cc595k = captions(config, "cc595k", 1)
@@ -89,7 +89,7 @@ def vision_finetune(config):
     config.objective.update(name="vision", distract=True)
     config.trainable = VISION
     config.start = (*PRETRAINED, "../vision_pretrain/weights")
-    config.steps = 1200
+    config.steps = 1000
     config.optimizer.update(peak_lr=2e-3, warmup_steps=20)
     config.sources.align = captions(config, "cc595k", 1, prompts=True, end="###", limit=64)
     config.sources.llava = instructions(config, "llava", "llava_instruct.json", "coco", 1.5)

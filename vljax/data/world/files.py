@@ -184,11 +184,11 @@ def _sight_turns(rng: np.random.Generator, scene: Scene) -> Pairs:
 def _sound_turns(rng: np.random.Generator, scene: Scene) -> Pairs:
     """Questions about a sound, for which a silent picture stands in (``<image>``).
 
-    A quarter are alone; in a quarter a picture is told in words and contradicts; in a quarter what
-    stands in the picture's place is another clip, which nothing asks about. In the last the
+    A fifth are alone; in a fifth a picture is told in words and contradicts; in three tenths what
+    stands in the picture's place is another clip, which nothing asks about. In the rest the
     picture is the clip's own and asked about, and the sound another's: to be heard, not obeyed.
     """
-    count, kind = int(rng.integers(1, 4)), rng.integers(4)
+    count, kind = int(rng.integers(1, 4)), rng.choice(4, p=(0.2, 0.2, 0.3, 0.3))
     if kind == 3:
         asked = language.turns(rng, scene, None, count, weights=language.ASKED_BESIDE_SOUND)
         return _after(f"{language.HEAR}<other>. {language.SEE}<Video><image></Video> ", asked)

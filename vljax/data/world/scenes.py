@@ -63,7 +63,7 @@ class Scene:
     seed: int
 
 
-SHARES: dict[Kind, float] = {"one": 0.66, "cut": 0.17, "pair": 0.11, "empty": 0.06}
+SHARES: dict[Kind, float] = {"one": 0.6, "cut": 0.22, "pair": 0.12, "empty": 0.06}
 MORE_STILL = 0.05  # of single things shown in training: else few tell a still thing from a cut
 
 
