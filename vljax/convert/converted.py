@@ -99,7 +99,9 @@ def of_converted(folder: Path, tensors: Converted | None) -> Iterator[Finding]:
     if tensors is None:
         return
     yield from _incomplete(folder, manifest, tensors)
-    have = shapes_hash(unflatten({n: np.broadcast_to(0, i.shape) for n, i in tensors.infos.items()}))
+    have = shapes_hash(
+        unflatten({n: np.broadcast_to(0, i.shape) for n, i in tensors.infos.items()})
+    )
     if manifest.get("shapes") != have:
         text = (
             f"{path}: says {manifest.get('shapes')} for names and shapes"

@@ -155,7 +155,9 @@ def _lost(folder: Path, shards: list[str], why: str) -> Iterator[Finding]:
 def _lacking(
     shard: Path, index: str, where: Mapping[str, str], has: Collection[str] | None
 ) -> Iterator[Finding]:
-    lost = sorted(n for n, s in where.items() if s == shard.name and has is not None and n not in has)
+    lost = sorted(
+        n for n, s in where.items() if s == shard.name and has is not None and n not in has
+    )
     if lost:
         text = (
             f"{shard}: lacks {listed(lost)}, expected there as {index} says; files of two models"
@@ -185,7 +187,9 @@ def look(block: np.ndarray) -> tuple[bool, int]:
     if block.dtype not in INFINITY or not block.size:
         return False, 0
     integers, infinity = INFINITY[block.dtype]
-    bits = np.ascontiguousarray(block).view(integers) & integers((1 << (8 * block.itemsize - 1)) - 1)
+    bits = np.ascontiguousarray(block).view(integers) & integers(
+        (1 << (8 * block.itemsize - 1)) - 1
+    )
     top = int(bits.max())
     return top == 0, int((bits >= infinity).sum()) if top >= infinity else 0
 
