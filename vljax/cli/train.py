@@ -61,7 +61,7 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
         raise ValueError(f"--config={config}: {told}") from error
     if left:
         raise ValueError(f"got {left[0]!r}, expected --config.FIELD=VALUE")
-    read = values[holder.name].value
+    read: Any = values[holder.name].value
     for stage in read.stages.values() if "stages" in read else [read]:
         stage.size = stage.size or own_size(stage.llm)
     return read

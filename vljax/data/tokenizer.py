@@ -90,7 +90,7 @@ class Tokenizer:
         return self._ids[IMAGE_HERE]
 
     def encode(self, text: str, bos: bool = False, limit: int | None = None) -> list[int]:
-        """Ids of ``text``, cut to ``limit``; with ``bos``, after ``start``. No eos is ever added."""
+        """Ids of ``text``, cut to ``limit``; with ``bos``, after ``start``. Eos is never added."""
         ids, at = list(self.start) if bos else [], 0
         for found in self._split.finditer(text):
             ids += self._encode(text[at : found.start()])
