@@ -52,7 +52,7 @@ def convert(plan: Plan, out: Path, options: Options) -> None:
         if gguf := _gguf(plan):
             from vljax.convert.gguf import write_tokenizer
 
-            write_tokenizer(gguf, partial / "tokenizer.json")
+            write_tokenizer(gguf, partial)
         writer.finish(manifest(plan, options, step))
         os.replace(partial, out)
     except BaseException:
