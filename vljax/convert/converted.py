@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from vljax.convert.findings import Finding, listed
@@ -43,9 +44,9 @@ class Converted(Mapping[str, Any]):
             },
         }
         stored = tensorstore.open(spec, open=True, read=True).result()
-        # A chunk is read and unpacked as one: of a single chunk, slices would each cost the whole.
-        single = stored.chunk_layout.read_chunk.shape[:1] == stored.shape[:1]
-        return np.asarray(stored) if single else stored
+        # A chunk is read and unpacked as one: slices save memory only where a layer is a chunk.
+        a_layer_each = stored.chunk_layout.read_chunk.shape[:1] == (1,)
+        return stored if a_layer_each else np.asarray(stored)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.infos)
@@ -98,8 +99,11 @@ def of_converted(folder: Path, tensors: Converted | None) -> Iterator[Finding]:
         return
     if tensors is None:
         return
-    yield from _incomplete(folder, manifest, tensors)
-    have = shapes_hash(unflatten({n: np.broadcast_to(0, i.shape) for n, i in tensors.infos.items()}))
+    if missing := list(_incomplete(folder, manifest, tensors)):
+        yield from missing  # which the hash would only tell less clearly
+        return
+    infos = tensors.infos.items()
+    have = shapes_hash(unflatten({n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in infos}))
     if manifest.get("shapes") != have:
         text = (
             f"{path}: says {manifest.get('shapes')} for names and shapes"
