@@ -9,6 +9,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,56 @@ def save(folder: str | Path, params: Tree, manifest: dict[str, Any], dtype: Any 
         saver.save(folder / "params", params, force=True)
     # Orbax writes down where the folder lay, which means nothing once it is moved or shipped.
     (folder / "params" / "commit_success.txt").write_text("Checkpoint commit was successful.\n")
-    manifest = manifest | {"parameters": len(flatten(params)), "shapes": shapes_hash(params)}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, params, manifest)
+
+
+def write_manifest(folder: Path, params: Tree, manifest: Mapping[str, Any]) -> None:
+    """``params`` may be abstract: their names and shapes are noted."""
+    facts = {"parameters": len(flatten(params)), "shapes": shapes_hash(params)}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **facts}, indent=1) + "\n")
+
+
+class Writer:
+    """Fills ``folder`` a slice of an array at a time, for trees that do not fit into memory.
+
+    Orbax lays the checkpoint out with a scalar in each array's place; the arrays are then written
+    into its store, one chunk for each index of the leading axis of those that are ``sliced``.
+    """
+
+    def __init__(self, folder: str | Path, arrays: Mapping[str, jax.ShapeDtypeStruct]):
+        """``arrays``: slash name -> shape and dtype of all that will be written."""
+        self.folder, self.arrays = Path(folder).absolute(), dict(arrays)
+        frame = {name: np.zeros((), x.dtype) for name, x in arrays.items()}
+        save(self.folder, unflatten(frame), {})
+        (self.folder / "manifest.json").unlink()
+
+    def open(self, name: str, sliced: bool) -> Any:
+        """A tensorstore to assign to: ``[i].write(x).result()``, or the whole as ``[...]``."""
+        import tensorstore as ts
+
+        x = self.arrays[name]
+        chunks = [1, *x.shape[1:]] if sliced else list(x.shape)
+        metadata = {
+            "zarr_format": 2,
+            "shape": list(x.shape),
+            "chunks": [max(n, 1) for n in chunks],
+            "dtype": ts.dtype(x.dtype).to_json() if x.dtype == "bfloat16" else x.dtype.str,
+            "compressor": None,  # weights hardly shrink, and reading them should be fast
+            "fill_value": None,
+            "order": "C",
+            "filters": None,
+        }
+        kvstore = {
+            "driver": "ocdbt",
+            "base": f"file://{self.folder / 'params'}/",
+            "path": name.replace("/", ".") + "/",
+        }
+        spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata}
+        return ts.open(spec, create=True, delete_existing=True).result()
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Writes the manifest, which makes the folder one that can be loaded."""
+        write_manifest(self.folder, unflatten(dict(self.arrays)), manifest)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -82,22 +131,41 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def load(folder: str | Path, dtype: Any = np.float32) -> tuple[Tree, dict[str, Any]]:
-    """The nested dict of arrays as ``dtype``, on the host, and the manifest."""
+def load(
+    folder: str | Path, dtype: Any = np.float32, under: tuple[str, ...] = ()
+) -> tuple[Tree, dict[str, Any]]:
+    """The nested dict of arrays on the host and the manifest.
+
+    Args:
+      dtype: what arrays are cast to as they are read; None keeps each as it is.
+      under: slash prefixes of the arrays to read; all, if there are none.
+    """
     import orbax.checkpoint as ocp
 
     manifest = read_manifest(folder)
     reader = ocp.PyTreeCheckpointer()
     path = Path(folder).absolute() / "params"
     try:
-        structure = reader.metadata(path).item_metadata.tree
-        options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), structure)
-        params = reader.restore(path, restore_args=options)
+        structure = flatten(reader.metadata(path).item_metadata.tree)
+        if shapes_hash(unflatten(structure)) != manifest["shapes"]:
+            raise WeightsError(f"{path}: its arrays are not those of manifest.json; copy both anew")
+        wanted = {n: x for n, x in structure.items() if not under or is_under(n, under)}
+        option = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
+        restore = ocp.args.PyTreeRestore(
+            item=unflatten(wanted),
+            restore_args=unflatten(dict.fromkeys(wanted, option)),
+            partial_restore=True,
+        )
+        return reader.restore(path, args=restore), manifest
+    except WeightsError:
+        raise
     except (ValueError, FileNotFoundError, KeyError) as error:
         raise WeightsError(f"{path}: can't be read as weights ({error}); copy it anew") from error
-    if shapes_hash(params) != manifest["shapes"]:
-        raise WeightsError(f"{path}: its arrays are not those of manifest.json; copy both anew")
-    return jax.tree.map(lambda x: x.astype(dtype), params), manifest
+
+
+def is_under(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a slash name is one of ``prefixes`` or below one."""
+    return any(name == p or name.startswith(p.rstrip("/") + "/") for p in prefixes)
 
 
 def merge(*trees: Tree) -> Tree:

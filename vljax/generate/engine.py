@@ -16,13 +16,15 @@ from vljax.data.text import PAD, TEMPLATES, Template, Tokenizer, close_turn, ope
 from vljax.generate import decode
 from vljax.generate.media import FRAMES, Media
 from vljax.generate.sampling import Sampling
-from vljax.models.sizes import VideoLlamaSize, video_llama_size
+from vljax.models.sizes import VideoLlamaSize, size_of
 from vljax.models.video_llama import VideoLlama, abstract_parameters
 from vljax.store import Tree, WeightsError
 
 log = logging.getLogger(__name__)
 LENGTHS = (64, 128, 256, 512, 1024, 2000)  # of prompts; one program each
 SIZES = (1, 4, 16, 64)  # of batches
+SIGHT = {"frame_encoder", "frame_position", "video_qformer", "video_proj"}
+SOUND = {"imagebind", "audio_position", "audio_qformer", "audio_proj"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,24 @@ class Engine:
     def __post_init__(self) -> None:
         self.model = VideoLlama(self.size, self.dtype)
         self.stops = self.tokenizer.stop_ids(self.template.stop)
+
+    def senses(self, look: bool = True, listen: bool = True) -> tuple[bool, bool]:
+        """Which of the senses asked for these weights have; warns of one they lack.
+
+        Raises WeightsError where they have none of them.
+        """
+        sees = look and self.params.keys() >= SIGHT
+        hears = listen and self.params.keys() >= SOUND
+        if (look or listen) and not (sees or hears):
+            raise WeightsError(
+                f"weights: got {', '.join(self.params)}, which neither see nor hear; convert the "
+                "files of all parts together"
+            )
+        if listen and not hears:
+            log.warning("these weights have no audio branch: the sound is not used")
+        if look and not sees:
+            log.warning("these weights have no vision branch: the picture is not used")
+        return sees, hears
 
     def answer(
         self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
@@ -155,19 +175,33 @@ def media_message(media: Media | None, template: Template) -> str:
     return template.sound_image if media.still else template.sound_video
 
 
-def load_engine(folder: str | Path) -> Engine:
-    """The model in a folder that ``vljax train`` (stage=all) wrote."""
+def load_engine(folder: str | Path, dtype: Any = None) -> Engine:
+    """The model in a folder that ``vljax train`` (stage=all) or ``vljax convert`` wrote.
+
+    Computes in ``dtype``, by default in what the manifest says. Where a converted set lacks a
+    branch, the engine does too.
+    """
     folder = Path(folder)
-    params, manifest = store.load(folder)
+    manifest = store.read_manifest(folder)
     if "template" not in manifest:
         raise WeightsError(
             f"{folder}: holds one stage's weights ({manifest.get('run')}), expected a whole model; "
             "name the folder that stage=all wrote"
         )
-    size = video_llama_size(manifest["size"], manifest["llm"])
+    size = size_of(manifest)
     tokenizer = Tokenizer(folder / "tokenizer.model")
-    params = store.pick(params, nn.unbox(abstract_parameters(size)), str(folder))
-    return Engine(size, jax.device_put(params), tokenizer, TEMPLATES[manifest["template"]])
+    dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
+    wanted = store.flatten(nn.unbox(abstract_parameters(size)))
+    if "parts" in manifest:
+        parts = tuple(manifest["parts"])
+        wanted = {n: x for n, x in wanted.items() if store.is_under(n, parts)}
+    params, _ = store.load(folder, dtype)
+    picked = store.flatten(store.pick(params, store.unflatten(wanted), str(folder)))
+    del params
+    for name in picked:  # one by one, so that not all are held twice
+        picked[name] = jax.device_put(picked[name])
+    template = TEMPLATES[manifest["template"]]
+    return Engine(size, store.unflatten(picked), tokenizer, template, dtype)
 
 
 def _kind(media: Media | None) -> tuple[bool, bool]:

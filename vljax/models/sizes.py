@@ -1,6 +1,9 @@
 """Every size of every tower, as frozen dataclasses. Modules take these and know no other number."""
 
 import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
 
 from vljax.data.audio import AudioSpec
 
@@ -170,3 +173,35 @@ def video_llama_size(size: str, llm: str = "vicuna") -> VideoLlamaSize:
         pairs = ", ".join(f"size={s},llm={m}" for s, m in [("tiny", "vicuna"), *DECODERS])
         raise ValueError(f"size={size},llm={llm}: no such model; choose one of {pairs}")
     return VideoLlamaSize(name=size, llama=DECODERS[size, llm])
+
+
+def size_of(manifest: Mapping[str, Any]) -> VideoLlamaSize:
+    """The size that a manifest states, whole ("model") or by its name."""
+    if "model" in manifest:
+        return size_from_dict(manifest["model"])
+    return video_llama_size(manifest["size"], manifest["llm"])
+
+
+def size_as_dict(size: VideoLlamaSize) -> dict[str, Any]:
+    """Nested dicts of plain numbers, for a manifest."""
+    return dataclasses.asdict(size)
+
+
+def size_from_dict(fields: Mapping[str, Any]) -> VideoLlamaSize:
+    """The inverse of ``size_as_dict``. Raises ValueError for fields that are not a size's."""
+    try:
+        return _from_dict(VideoLlamaSize, fields)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"size: {error}; expected the fields of a VideoLlamaSize") from error
+
+
+def _from_dict(kind: Any, fields: Mapping[str, Any]) -> Any:
+    types = typing.get_type_hints(kind)
+    return kind(
+        **{
+            name: _from_dict(types[name], value)
+            if dataclasses.is_dataclass(types.get(name))
+            else value
+            for name, value in fields.items()
+        }
+    )
