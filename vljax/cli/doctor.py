@@ -34,8 +34,8 @@ class Megabytes:
     def __call__(self, done: int, total: int) -> None:
         from vljax.progress import Progress
 
-        self.line = self.line or Progress("megabytes looked at", total)
-        self.line.show(done)
+        self.line = self.line or Progress("MB", -(-total // 10**6))
+        self.line.show(-(-total // 10**6) if done == total else done // 10**6)
 
 
 def format_report(report: "Report") -> str:

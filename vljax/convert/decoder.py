@@ -98,10 +98,10 @@ def read_words(place: Path, sound: Collection[Path]) -> Iterator[pairing.Words]:
         content = read_json(whole)
         try:
             pieces = len(content["model"]["vocab"])
-            added = [t["content"] for t in content.get("added_tokens", []) if t["id"] >= pieces]
+            others = [t["content"] for t in content.get("added_tokens", []) if t["id"] >= pieces]
         except (KeyError, TypeError):
             return
-        yield pairing.Words(whole, pieces, tuple(added))
+        yield pairing.Words(whole, pieces, tuple(others))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from vljax.convert import damage, pairing
 from vljax.convert.converted import (
@@ -18,11 +16,11 @@ from vljax.convert.converted import (
 )
 from vljax.convert.decoder import Model, Readable
 from vljax.convert.findings import Finding
-from vljax.convert.readers import open_tensors
+from vljax.convert.readers import TensorInfo, open_tensors
 from vljax.data.text import TEMPLATES
 from vljax.store import WeightsError
 
-Show = Callable[[int, int], None]  # (megabytes read, megabytes in all)
+Show = Callable[[int, int], None]  # (bytes looked at, bytes in all)
 # What trainers leave beside weights: pickles of other things.
 NOT_WEIGHTS = r"(training_args|optimizer|scheduler|rng_state.*)\.(bin|pt|pth)"
 
@@ -162,8 +160,8 @@ def unreadable(path: Path, error: Exception) -> str:
 
 def of_values(patient: Patient, progress: Show | None) -> Iterator[Finding]:
     """Zeros, NaN, and what breaks off while it is read."""
-    total = max(1, sum(megabytes(t.info(n)) for t in patient.opened.values() for n in t))
-    done = 0.0
+    total = sum(nbytes(t.info(n)) for t in patient.opened.values() for n in t)
+    done = 0
     for path, tensors in patient.opened.items():
         seen: dict[str, list[str]] = collections.defaultdict(list)
         for name in tensors:
@@ -173,14 +171,14 @@ def of_values(patient: Patient, progress: Show | None) -> Iterator[Finding]:
             except Exception as error:  # a damaged file can raise anything
                 yield Finding(path, "unreadable", f"{name} of {unreadable(path, error)}")
                 break
-            done += megabytes(tensors.info(name))
+            done += nbytes(tensors.info(name))
             if progress:
-                progress(round(done), round(total))
+                progress(done, total)
         yield from damage.of_values(path, seen)
 
 
-def megabytes(info: Any) -> float:
-    return float(np.prod(info.shape, dtype=np.float64)) * info.dtype.itemsize / 1e6
+def nbytes(info: TensorInfo) -> int:
+    return math.prod(info.shape) * info.dtype.itemsize
 
 
 def of_pairs(patient: Patient, template: str | None) -> Iterator[Finding]:
