@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vljax.convert.towers import expected, rules
 from vljax.convert.torch_writer import save_torch
+from vljax.convert.towers import expected, rules
 from vljax.models.sizes import LlamaSize, VideoLlamaSize
 
 # Whole-model names by the file they come in, and the prefix that the file itself does without.
@@ -131,10 +131,10 @@ def write_llama(folder: Path, names: list[str], get, kind: str, shards: int) -> 
         held = names[i::shards]
         where |= dict.fromkeys(held, f"{stem}{part}{end}")
         if kind == "safetensors":
-            save_file({n: np.ascontiguousarray(get(n)) for n in held}, folder / f"{stem}{part}{end}")
+            save_file(
+                {n: np.ascontiguousarray(get(n)) for n in held}, folder / f"{stem}{part}{end}"
+            )
         else:
             save_torch(folder / f"{stem}{part}{end}", ((n, get(n)) for n in held), None)
     if shards > 1:
         (folder / f"{stem}{end}.index.json").write_text(json.dumps({"weight_map": where}))
-
-

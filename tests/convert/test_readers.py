@@ -111,7 +111,9 @@ def test_a_pickle_that_calls_functions_is_refused_by_name(tmp_path, capsys, zipp
 
 def test_a_tensor_outside_of_its_storage_is_refused(tmp_path):
     huge = np.broadcast_to(np.zeros((), np.float32), (10**6, 10**6))
-    content = _dict([("a", _tensor("0", huge).replace(struct.pack("<q", 10**12), b"\1" + b"\0" * 7))])
+    content = _dict(
+        [("a", _tensor("0", huge).replace(struct.pack("<q", 10**12), b"\1" + b"\0" * 7))]
+    )
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.PROTO + b"\2" + content + pickle.STOP)
         archive.writestr("archive/data/0", b"\0" * 4)
@@ -197,7 +199,7 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path):
 
 
 def test_nothing_to_read(tmp_path):
-    with pytest.raises(WeightsError, match="expected|name a folder"):
+    with pytest.raises(WeightsError, match="name a folder that holds"):
         open_tensors(tmp_path)
     with pytest.raises(WeightsError, match="no such file"):
         open_tensors(tmp_path / "none.pth")

@@ -18,6 +18,8 @@ def main(argv: Sequence[str]) -> int:
         count = export(args.export, args.out, args.branch)
         print(f"{args.out}: {count} tensors of the {args.branch} branch")
         return 0
+    if not healthy(args):
+        return 1
     from vljax.convert.convert import convert
     from vljax.convert.plan import Options, make_plan, report, require_complete
 
@@ -28,6 +30,20 @@ def main(argv: Sequence[str]) -> int:
     convert(plan, args.out, options)
     print(args.out)
     return 0
+
+
+def healthy(args: argparse.Namespace) -> bool:
+    """Lets the doctor look at the files first; prints what it finds."""
+    from vljax.cli.doctor import Megabytes
+    from vljax.convert.doctor import examine
+
+    template = args.template or args.llm
+    findings = examine(args.files, template, not args.quick, Megabytes())
+    if args.delta:
+        findings += examine([args.delta], None, deep=False)  # a delta may well be all zero
+    for finding in findings:
+        print(f"{finding.severity}: {finding.message}", file=sys.stderr)
+    return all(finding.severity != "error" for finding in findings)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -42,6 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", default="keep", choices=("keep", "bfloat16", "float16", "float32")
     )
+    parser.add_argument("--quick", action="store_true", help="do not look for zeros and NaN first")
     parser.add_argument("--template", help="how the model is talked to; else --llm's")
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="weights of a branch to write back"

@@ -140,7 +140,7 @@ def _gguf(plan: Plan) -> Path | None:
 
 
 def _counter(total: int) -> Step:
-    progress, done = Progress("MB", total // 10**6), 0
+    progress, done = Progress("converted MB", total // 10**6), 0
 
     def step(count: int) -> None:
         nonlocal done
