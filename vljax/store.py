@@ -181,6 +181,8 @@ def load(
         if shapes_hash(unflatten(structure)) != manifest["shapes"]:
             raise WeightsError(f"{path}: its arrays are not those of manifest.json; copy both anew")
         wanted = {n: x for n, x in structure.items() if not under or is_under(n, under)}
+        if not wanted:
+            return {}, manifest
         option = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
         restore = ocp.args.PyTreeRestore(
             item=unflatten(wanted),

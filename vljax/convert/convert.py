@@ -115,7 +115,7 @@ def manifest(plan: Plan, options: Options, step: Step) -> dict[str, Any]:
 def sha256(file: Path, step: Step) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while block := opened.read(2**24):
+        while block := opened.read(2**20):
             digest.update(block)
             step(len(block))
     return digest.hexdigest()
