@@ -20,7 +20,7 @@ from vljax.progress import Progress
 from vljax.store import WeightsError, Writer
 
 SLICED = 32 * 2**20  # bytes beyond which a stacked parameter is written a layer at a time
-BESIDE = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json")
+BESIDE = (*TOKENIZERS, "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 Step = Callable[[int], None]  # told how many bytes were dealt with
 
 

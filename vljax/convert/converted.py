@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from vljax.convert.findings import Finding, listed
 from vljax.convert.layouts import UNITS
 from vljax.convert.readers import TensorInfo
 from vljax.convert.towers import expected
-from vljax.models.sizes import video_llama_size
-from vljax.store import WeightsError, flatten, shapes_hash, unflatten
+from vljax.models.sizes import size_of
+from vljax.store import WeightsError, flatten, is_under, shapes_hash, unflatten
 
 
 def is_converted(folder: Path) -> bool:
@@ -43,9 +44,9 @@ class Converted(Mapping[str, Any]):
             },
         }
         stored = tensorstore.open(spec, open=True, read=True).result()
-        # A chunk is read and unpacked as one: of a single chunk, slices would each cost the whole.
-        single = stored.chunk_layout.read_chunk.shape[:1] == stored.shape[:1]
-        return np.asarray(stored) if single else stored
+        # A chunk is read and unpacked as one: slices save memory only where a layer is a chunk.
+        a_layer_each = (stored.chunk_layout.read_chunk.shape or (0,))[0] == 1
+        return stored if a_layer_each else np.asarray(stored)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.infos)
@@ -98,8 +99,11 @@ def of_converted(folder: Path, tensors: Converted | None) -> Iterator[Finding]:
         return
     if tensors is None:
         return
-    yield from _incomplete(folder, manifest, tensors)
-    have = shapes_hash(unflatten({n: np.broadcast_to(0, i.shape) for n, i in tensors.infos.items()}))
+    if missing := list(_incomplete(folder, manifest, tensors)):
+        yield from missing  # which the hash would only tell less clearly
+        return
+    infos = tensors.infos.items()
+    have = shapes_hash(unflatten({n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in infos}))
     if manifest.get("shapes") != have:
         text = (
             f"{path}: says {manifest.get('shapes')} for names and shapes"
@@ -110,25 +114,19 @@ def of_converted(folder: Path, tensors: Converted | None) -> Iterator[Finding]:
 
 
 def _incomplete(folder: Path, manifest: Mapping[str, Any], tensors: Converted) -> Iterator[Finding]:
-    """Units (see layouts) of which some parameters are there and some are not."""
+    """Of the parts that the manifest names, and of units (see layouts) begun, all must be there."""
     try:
-        wanted = expected(video_llama_size(manifest.get("size", ""), manifest.get("llm", "vicuna")))
-    except ValueError:
-        return  # a decoder of another size: the hash of names and shapes must do
-    missing = [
-        name
-        for prefixes in UNITS.values()
-        if any(_under(name, prefixes) for name in tensors)
-        for name in wanted
-        if _under(name, prefixes) and name not in tensors
-    ]
-    if missing:
+        size = size_of(manifest)
+    except (ValueError, KeyError):
+        return  # no size of ours: the hash of names and shapes must do
+    parts = set(manifest.get("parts", ()))
+    for prefixes in UNITS.values():
+        if any(is_under(name, prefixes) for name in tensors):
+            parts.update(prefixes)
+    wanted = [name for name in expected(size) if is_under(name, tuple(parts))]
+    if missing := [name for name in wanted if name not in tensors]:
         text = (
-            f"{folder}: lacks {listed(missing)}, expected all {len(wanted)} parameters of size"
-            f" {manifest['size']}; copy the whole folder, or convert anew"
+            f"{folder}: lacks {listed(missing)}, expected all {len(wanted)} parameters of its"
+            " parts; copy the whole folder, or convert anew"
         )
         yield Finding(folder, "parameter-missing", text)
-
-
-def _under(name: str, prefixes: tuple[str, ...]) -> bool:
-    return any(name.startswith(prefix + "/") for prefix in prefixes)

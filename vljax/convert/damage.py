@@ -1,6 +1,8 @@
 """Files and tensors that broke on their way: stubs, cut downloads, lost shards, zeros, NaN."""
 
+import itertools
 import json
+import math
 import re
 import struct
 import zipfile
@@ -50,7 +52,9 @@ def of_file(path: Path) -> Finding | None:
             " that at its end; the download was cut off: fetch it anew"
         )
         return Finding(path, "truncated", text)
-    return _json(path) if path.suffix == ".json" else None
+    if path.suffix == ".json":
+        return _json(path)
+    return _tokenizer(path) if path.name == "tokenizer.model" else None
 
 
 HTML = (b"<!doc", b"<html")
@@ -110,6 +114,17 @@ def _json(path: Path) -> Finding | None:
     return None
 
 
+def _tokenizer(path: Path) -> Finding | None:
+    import sentencepiece
+
+    try:
+        sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError):
+        text = f"{path}: got what is no sentencepiece model, or part of one, expected a tokenizer"
+        return Finding(path, "bad-tokenizer", f"{text}; download it anew")
+    return None
+
+
 def of_shards(files: Collection[Path], names: Mapping[Path, Collection[str]]) -> Iterator[Finding]:
     """Shards that are not there and tensors that they lack.
 
@@ -155,7 +170,9 @@ def _lost(folder: Path, shards: list[str], why: str) -> Iterator[Finding]:
 def _lacking(
     shard: Path, index: str, where: Mapping[str, str], has: Collection[str] | None
 ) -> Iterator[Finding]:
-    lost = sorted(n for n, s in where.items() if s == shard.name and has is not None and n not in has)
+    lost = sorted(
+        n for n, s in where.items() if s == shard.name and has is not None and n not in has
+    )
     if lost:
         text = (
             f"{shard}: lacks {listed(lost)}, expected there as {index} says; files of two models"
@@ -173,10 +190,9 @@ def blocks(x: Any, stacked: bool = False) -> Iterator[np.ndarray]:
     if rows < 2:
         yield np.asarray(x)
         return
-    size = int(np.prod(x.shape, dtype=np.int64))
-    parts = rows if stacked else min(rows, -(-size // BLOCK))
+    parts = rows if stacked else min(rows, -(-math.prod(x.shape) // BLOCK))
     edges = [rows * i // parts for i in range(parts + 1)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         yield np.asarray(x[start:end])
 
 
@@ -185,7 +201,8 @@ def look(block: np.ndarray) -> tuple[bool, int]:
     if block.dtype not in INFINITY or not block.size:
         return False, 0
     integers, infinity = INFINITY[block.dtype]
-    bits = np.ascontiguousarray(block).view(integers) & integers((1 << (8 * block.itemsize - 1)) - 1)
+    no_sign = integers((1 << (8 * block.itemsize - 1)) - 1)
+    bits = np.ascontiguousarray(block).view(integers) & no_sign
     top = int(bits.max())
     return top == 0, int((bits >= infinity).sum()) if top >= infinity else 0
 
