@@ -69,12 +69,11 @@ def write(rule: Rule, tensors: Mapping[str, np.ndarray], writer: Writer, step: S
 
     nbytes = wanted.size * wanted.dtype.itemsize
     if not (rule.stacked and nbytes > SLICED):
-        writer.open(rule.name, sliced=False)[...].write(rule.build(get)).result()
+        writer.write(rule.name, rule.build(get))
         step(nbytes)
         return
-    array = writer.open(rule.name, sliced=True)
     for i in range(len(rule.sources)):
-        array[i].write(np.ascontiguousarray(rule.piece(get, i))).result()
+        writer.write(rule.name, np.ascontiguousarray(rule.piece(get, i)), i)
         step(nbytes // len(rule.sources))
 
 
