@@ -88,6 +88,18 @@ def test_an_embedding_table_must_hold_all_pieces(tokenizer):
         Tokenizer(MODEL, vocab=9)
 
 
+def test_an_added_token_without_a_row_is_not_said(tokenizer_json, tmp_path):
+    """Llama-2's first release has a <pad> behind as many pieces as its table has rows."""
+    tokenizers = pytest.importorskip("tokenizers")
+    padded = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+    rows = padded.get_vocab_size()
+    padded.add_special_tokens(["<pad>"])
+    padded.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path, rows)
+    assert tokenizer.encode("a<pad><ImageHere>") == [*tokenizer.encode("a"), rows]
+    assert Tokenizer(tmp_path).image_here == rows + 1
+
+
 def test_a_folder_s_own_sentencepiece_model_comes_first(tmp_path, tokenizer_json):
     shutil.copy(tokenizer_json, tmp_path)
     assert Tokenizer(tmp_path).encode("a dog") == Tokenizer(MODEL).encode("a dog")

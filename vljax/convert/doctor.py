@@ -219,8 +219,9 @@ def of_templates(
     others: list[pairing.Claim] = []
     for folder in patient.converted:
         made_for = manifest_of(folder).get("template")
-        if made_for in TEMPLATES:
-            family, path = TEMPLATES[made_for].family, folder / "manifest.json"
+        family = TEMPLATES[made_for].family if made_for in TEMPLATES else None
+        if family is not None:
+            path = folder / "manifest.json"
             others.append(pairing.Claim(path, family, f"its template is {made_for!r}"))
     for path in dict.fromkeys(p.file for p in projections):
         if path.is_file() and (named := pairing.family_of_name(path.name)):

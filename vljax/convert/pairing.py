@@ -10,7 +10,11 @@ from vljax.convert.findings import Finding, listed
 from vljax.data.text import TEMPLATES
 
 SIZES = {4096: " (7B)", 5120: " (13B)"}
-FAMILIES = {"vicuna": "Vicuna", "llama2": "Llama-2"}
+FAMILIES: dict[str | None, str] = {
+    "vicuna": "Vicuna",
+    "llama2": "Llama-2",
+    None: "another family",
+}
 
 # A fine-tuned model minus its base moves a norm's gains by some 1e-3. Those of a whole LLaMA lie
 # at 0.1 to 2: the first layer's, which see the bare embeddings, are the smallest of all (some
@@ -138,6 +142,8 @@ def family_of_decoder(
             return Claim(place, family, f"{why} is {name!r}")
     if "[PAD]" in added or tokens == 32001:
         return Claim(place, "vicuna", "it has the [PAD] token of Vicuna's first version")
+    if tokens not in (None, 32000):  # neither; its norms' eps tells nothing
+        return None
     marks = {
         "rms_norm_eps": {1e-6: "vicuna", 1e-5: "llama2"},
         "max_position_embeddings": {2048: "vicuna", 4096: "llama2"},

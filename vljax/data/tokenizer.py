@@ -41,12 +41,14 @@ class Vocabulary(Protocol):
     """What a file of either kind offers.
 
     Attributes:
-      count: how many pieces there are. special: the ids that mean something.
+      count: how many pieces there are; learned: of them, those that were not added by name later.
+      special: the ids that mean something.
       start: what a text begins with: bos, or nothing where the model was trained without.
       names: the special tokens' spellings; silent: ids that decoding leaves out.
     """
 
     count: int
+    learned: int
     special: Special
     start: list[int]
     names: dict[str, int]
@@ -75,9 +77,9 @@ class Tokenizer:
         self.special = self.pieces.special
         self.start = self.pieces.start
         self.vocab = self.pieces.count if vocab is None else vocab
-        if self.vocab < self.pieces.count:
+        if self.vocab < self.pieces.learned:
             raise ValueError(
-                f"{file}: got {self.pieces.count} pieces, expected at most the {self.vocab} rows "
+                f"{file}: got {self.pieces.learned} pieces, expected at most the {self.vocab} rows "
                 "of the embedding table; use the tokenizer that belongs to these weights"
             )
         here = {IMAGE_HERE: self.vocab, AUDIO_HERE: self.vocab + 1}
@@ -99,7 +101,8 @@ class Tokenizer:
         return (ids + self._encode(text[at:]))[:limit]
 
     def _encode(self, piece: str) -> list[int]:
-        return self.pieces.encode(piece) if piece else []
+        """Without tokens that have no row, such as the <pad> that Llama-2's first release added."""
+        return [i for i in self.pieces.encode(piece) if i < self.vocab] if piece else []
 
     def encode_prompt(self, prompt: str, media: Sequence[int]) -> list[int]:
         """Ids of a chat prompt: the n-th ``<ImageHere>`` becomes ``media[n]`` placeholders.
@@ -121,7 +124,8 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; special tokens and ids beyond the vocabulary are dropped."""
         spoken = (int(i) for i in ids if i not in self.pieces.silent)
-        return self.pieces.decode([i for i in spoken if i < self.pieces.count])
+        count = min(self.pieces.count, self.vocab)
+        return self.pieces.decode([i for i in spoken if i < count])
 
     def stop_ids(self, stop: str) -> tuple[tuple[int, ...], ...]:
         """The token sequences that spell ``stop`` at a line's start or after other text."""
@@ -148,7 +152,7 @@ class ModelFile:
         model = self.model
         ids = {"unk": model.unk_id(), "bos": model.bos_id(), "eos": model.eos_id()}
         self.special = _special(path, ids)
-        self.count: int = model.vocab_size()
+        self.count = self.learned = model.vocab_size()
         self.start = [self.special.bos]
         self.names = {model.id_to_piece(i): i for i in self.special}
         self.silent = frozenset(
@@ -181,6 +185,7 @@ class JsonFile:
         ids = {kind: -1 if i is None else i for kind, i in ids.items()}
         self.special = _special(path, ids)
         self.count: int = self.model.get_vocab_size(with_added_tokens=True)
+        self.learned: int = self.model.get_vocab_size(with_added_tokens=False)
         begins = config.get("add_bos_token", self.special.bos in self.model.encode("").ids)
         self.start = [self.special.bos] if like_sentencepiece or begins else []
         self.names = {self.model.id_to_token(i): i for i in self.special}
