@@ -74,7 +74,7 @@ class Model:
             norms = list(self.norms())
         except Exception:  # damage, which is told when values are read
             return
-        yield from pairing.of_norms(self.place, norms)
+        yield from pairing.of_norms(self.place, str(self.config.get("_name_or_path")), norms)
 
     def claim(self) -> pairing.Claim | None:
         added = [name for w in self.words for name in w.added]
