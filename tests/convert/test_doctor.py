@@ -410,6 +410,12 @@ def test_the_head_of_a_delta_on_the_embedding_of_a_base(tmp_path):
     the_one(examine([folder], deep=False), "vocabulary", SHARDS[0], *parts)
 
 
+def test_the_head_of_another_model_in_the_same_folder_is_let_pass(healthy):
+    shutil.move(healthy / "eva_vit_g.pth", healthy / "llama-7b")
+    save_file({"lm_head.weight": normal(99, 8)}, healthy / "llama-7b" / "eva_head.safetensors")
+    assert examine([healthy]) == []
+
+
 def delta_of(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What fine-tuning changes: gains by some 1e-3."""
     rng = np.random.default_rng(0)
