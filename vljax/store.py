@@ -82,8 +82,10 @@ class Writer:
     """Fills ``folder`` a slice of an array at a time, for trees that do not fit into memory.
 
     Orbax lays the checkpoint out with a scalar in each array's place; the arrays are then written
-    into its store, one chunk for each index of the leading axis of those that are ``sliced``.
+    into its store, one chunk for each index of the leading axis of those written in slices.
     """
+
+    HELD = 128 * 2**20  # bytes that are gathered before they go to the disk
 
     def __init__(self, folder: str | Path, arrays: Mapping[str, jax.ShapeDtypeStruct]):
         """``arrays``: slash name -> shape and dtype of all that will be written."""
@@ -91,18 +93,50 @@ class Writer:
         frame = {name: np.zeros((), x.dtype) for name, x in arrays.items()}
         save(self.folder, unflatten(frame), {})
         (self.folder / "manifest.json").unlink()
+        self._transaction: Any = None
+        self._held = 0
+        self._array: tuple[str, Any] = "", None  # the one that is being written
 
-    def open(self, name: str, sliced: bool) -> Any:
-        """A tensorstore to assign to: ``[i].write(x).result()``, or the whole as ``[...]``."""
+    def write(self, name: str, value: np.ndarray, index: int | None = None) -> None:
+        """A whole array, or slice ``index`` of it; the slices of one array follow each other."""
+        self._begin()
+        if self._array[0] != name:
+            self._array = name, self._create(name, index is not None)
+        array = self._array[1]
+        (array if index is None else array[index]).write(value).result()
+        self._held += value.nbytes
+        if self._held >= self.HELD:
+            self._commit()
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Writes the manifest, which makes the folder one that can be loaded."""
+        self._commit()
+        write_manifest(self.folder, unflatten(dict(self.arrays)), manifest)
+
+    def _commit(self) -> None:
+        if self._transaction is not None:
+            self._transaction.commit_async().result()
+        self._transaction, self._held = None, 0
+
+    def _begin(self) -> None:
+        """A new transaction, if none is open, for the array in hand, too."""
+        import tensorstore as ts
+
+        if self._transaction is None:
+            self._transaction = ts.Transaction()
+            name, array = self._array
+            self._array = name, None if array is None else array.with_transaction(self._transaction)
+
+    def _create(self, name: str, sliced: bool) -> Any:
         import tensorstore as ts
 
         x = self.arrays[name]
-        chunks = [1, *x.shape[1:]] if sliced else list(x.shape)
+        chunks = [1, *x.shape[1:]] if sliced else x.shape
         metadata = {
             "zarr_format": 2,
             "shape": list(x.shape),
             "chunks": [max(n, 1) for n in chunks],
-            "dtype": ts.dtype(x.dtype).to_json() if x.dtype == "bfloat16" else x.dtype.str,
+            "dtype": "bfloat16" if x.dtype == "bfloat16" else np.dtype(x.dtype).str,
             "compressor": None,  # weights hardly shrink, and reading them should be fast
             "fill_value": None,
             "order": "C",
@@ -114,11 +148,8 @@ class Writer:
             "path": name.replace("/", ".") + "/",
         }
         spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata}
-        return ts.open(spec, create=True, delete_existing=True).result()
-
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Writes the manifest, which makes the folder one that can be loaded."""
-        write_manifest(self.folder, unflatten(dict(self.arrays)), manifest)
+        opened = ts.open(spec, create=True, delete_existing=True, transaction=self._transaction)
+        return opened.result()
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--out", type=Path, required=True, help="a new folder (or, of --export, file)"
     )
     parser.add_argument("--size", help="7b, 13b, tiny or a JSON file; else what fits the files")
-    parser.add_argument("--llm", default="vicuna", choices=("vicuna", "llama2"))
+    parser.add_argument("--llm", default="vicuna", choices=("vicuna", "llama2", "smollm2_135m"))
     parser.add_argument("--delta", type=Path, metavar="DIR", help="added to the LLaMA's weights")
     parser.add_argument(
         "--dtype", default="keep", choices=("keep", "bfloat16", "float16", "float32")

@@ -52,7 +52,7 @@ def convert(plan: Plan, out: Path, options: Options) -> None:
         if gguf := _gguf(plan):
             from vljax.convert.gguf import write_tokenizer
 
-            write_tokenizer(gguf, partial / "tokenizer.json")
+            write_tokenizer(gguf, partial)
         writer.finish(manifest(plan, options, step))
         os.replace(partial, out)
     except BaseException:
@@ -69,12 +69,11 @@ def write(rule: Rule, tensors: Mapping[str, np.ndarray], writer: Writer, step: S
 
     nbytes = wanted.size * wanted.dtype.itemsize
     if not (rule.stacked and nbytes > SLICED):
-        writer.open(rule.name, sliced=False)[...].write(rule.build(get)).result()
+        writer.write(rule.name, rule.build(get))
         step(nbytes)
         return
-    array = writer.open(rule.name, sliced=True)
     for i in range(len(rule.sources)):
-        array[i].write(np.ascontiguousarray(rule.piece(get, i))).result()
+        writer.write(rule.name, np.ascontiguousarray(rule.piece(get, i)), i)
         step(nbytes // len(rule.sources))
 
 

@@ -144,6 +144,8 @@ def choose_size(sources: Sequence[Source], options: Options) -> VideoLlamaSize:
     """The size asked for or, without one, that fits; the decoder as its config.json has it."""
     llama = next((s for s in sources if s.layout.name == "llama"), None)
     decoder = None if llama is None else _decoder(llama)
+    if llama is not None and decoder is not None:
+        _require_llm(llama.path, decoder, options.llm)
     widths = {s.path: w for s in sources if (w := layouts.projection_width(s.tensors))}
     if options.size is not None:
         size = named_size(options.size, options.llm)
@@ -186,6 +188,16 @@ def _decoder(source: Source) -> LlamaSize:
     return dataclasses.replace(size, vocab=source.tensors.info(name).shape[0])
 
 
+def _require_llm(path: Path, decoder: LlamaSize, llm: str) -> None:
+    """A decoder that goes by one name alone must be called by it: its template depends on it."""
+    names = {name for (_, name), known in DECODERS.items() if known.width == decoder.width}
+    if names and llm not in names:
+        raise WeightsError(
+            f"{path}: its LLM is {decoder.width} wide, as none of --llm={llm} is; "
+            f"say --llm={sorted(names)[0]}"
+        )
+
+
 def _require_same(path: Path, decoder: LlamaSize, size: VideoLlamaSize, asked: str) -> None:
     for field in ("width", "depth"):
         got, wanted = getattr(decoder, field), getattr(size.llama, field)
@@ -206,7 +218,7 @@ def _size_by_width(widths: dict[Path, int], llm: str) -> VideoLlamaSize:
             f"{path}: this projection is for a {width}-wide LLM, which no named size has; "
             "name the LLM's folder, too"
         )
-    return video_llama_size("7b", llm)
+    return video_llama_size(llm=llm)
 
 
 def _dtype(rule: Rule, tensors: Tensors, size: VideoLlamaSize, asked: str) -> np.dtype:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vljax import store
-from vljax.data.text import PAD, TEMPLATES, Template, Tokenizer, close_turn, open_turn
+from vljax.data.text import TEMPLATES, Template, close_turn, open_turn, spoken
+from vljax.data.tokenizer import Tokenizer
 from vljax.generate import decode
 from vljax.generate.media import FRAMES, Media
 from vljax.generate.sampling import Sampling
@@ -87,10 +88,10 @@ class Engine:
     def prompt(self, request: Request) -> str:
         """The whole prompt as text, ``<ImageHere>`` where media stand."""
         lead = media_message(request.media, self.template)
-        spoken = [*request.history, ("human", request.question)]
-        first = f"{lead} {spoken[0][1]}" if lead else spoken[0][1]
+        said = [*request.history, ("human", request.question)]
+        first = f"{lead} {said[0][1]}" if lead else said[0][1]
         text = open_turn(first, self.template)
-        for role, words in spoken[1:]:
+        for role, words in said[1:]:
             if role == "human":
                 text += open_turn(words, self.template, first=False)
             else:
@@ -141,7 +142,7 @@ class Engine:
         room = LENGTHS[-1] - sampling.max_new_tokens
         prompts = [self.prompt_ids(r, room) for r in padded]
         length = _fit(max(map(len, prompts)), LENGTHS)
-        tokens = np.full((len(padded), length), PAD, np.int32)
+        tokens = np.full((len(padded), length), self.tokenizer.special.pad, np.int32)
         mask = np.zeros((len(padded), length), bool)
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
@@ -154,13 +155,13 @@ class Engine:
             jax.random.key(seed),
             sampling,
             self.stops,
+            self.tokenizer.special,
         )
         return [self.text(row) for row in np.asarray(ids)[: len(requests)]]
 
     def text(self, ids: np.ndarray) -> str:
         """What a row of ids says, up to where it stopped."""
-        text = self.tokenizer.decode(ids.tolist()).split(self.template.stop)[0]
-        return text.split(f"{self.template.roles[1]}:")[-1].strip()
+        return spoken(self.tokenizer.decode(ids.tolist()), self.template)
 
 
 def media_message(media: Media | None, template: Template) -> str:
@@ -189,7 +190,7 @@ def load_engine(folder: str | Path, dtype: Any = None) -> Engine:
             "name the folder that stage=all wrote"
         )
     size = size_of(manifest)
-    tokenizer = Tokenizer(folder / "tokenizer.model")
+    tokenizer = Tokenizer(folder, size.llama.vocab)
     dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
     wanted = store.flatten(nn.unbox(abstract_parameters(size)))
     if "parts" in manifest:

@@ -156,17 +156,43 @@ TINY = VideoLlamaSize(
     position_std=0.7,
 )
 
-# LLaMA-1 (Vicuna) norms with 1e-6, Llama-2 with 1e-5.
+SMOLLM2_135M = LlamaSize(
+    vocab=49152,
+    width=576,
+    depth=30,
+    heads=9,
+    kv_heads=3,
+    mlp=1536,
+    eps=1e-5,
+    rope_base=100000.0,
+    tied=True,
+)
+
+# A decoder's own size comes first. LLaMA-1 (Vicuna) norms with 1e-6, Llama-2 with 1e-5.
 DECODERS = {
     ("7b", "vicuna"): LLAMA_7B,
     ("13b", "vicuna"): LLAMA_13B,
     ("7b", "llama2"): dataclasses.replace(LLAMA_7B, eps=1e-5),
     ("13b", "llama2"): dataclasses.replace(LLAMA_13B, eps=1e-5),
+    ("135m", "smollm2_135m"): SMOLLM2_135M,
 }
 
 
-def video_llama_size(size: str, llm: str = "vicuna") -> VideoLlamaSize:
-    """The named size with the named decoder. Raises ValueError for a pair that does not exist."""
+def own_size(llm: str) -> str:
+    """The size that a decoder is meant by its name alone: vicuna is 7b. Raises ValueError."""
+    for size, name in DECODERS:
+        if name == llm:
+            return size
+    known = ", ".join(dict.fromkeys(name for _, name in DECODERS))
+    raise ValueError(f"llm: got {llm}, expected one of {known}")
+
+
+def video_llama_size(size: str = "", llm: str = "vicuna") -> VideoLlamaSize:
+    """The named size, by default the decoder's own, with the named decoder.
+
+    Raises ValueError for a pair that does not exist.
+    """
+    size = size or own_size(llm)
     if size == "tiny" and llm == "vicuna":
         return TINY
     if (size, llm) not in DECODERS:
