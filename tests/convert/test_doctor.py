@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -100,13 +101,18 @@ def healthy(tmp_path):
     return tmp_path
 
 
+FACTS = {"size": "tiny", "llm": "vicuna", "template": "tiny"}
+
+
+def tiny() -> dict[str, np.ndarray]:
+    """Parameters of a converted set, none of them zero."""
+    return {n: normal(*x.shape) + np.float16(0.5) for n, x in expected(TINY).items()}
+
+
 @pytest.fixture(scope="module")
 def converted_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "tiny"
-    arrays = {n: normal(*x.shape) + np.float16(0.5) for n, x in expected(TINY).items()}
-    store.save(
-        folder, store.unflatten(arrays), {"size": "tiny", "llm": "vicuna", "template": "tiny"}
-    )
+    store.save(folder, store.unflatten(tiny()), FACTS)
     return folder
 
 
@@ -404,6 +410,12 @@ def test_the_head_of_a_delta_on_the_embedding_of_a_base(tmp_path):
     the_one(examine([folder], deep=False), "vocabulary", SHARDS[0], *parts)
 
 
+def test_the_head_of_another_model_in_the_same_folder_is_let_pass(healthy):
+    shutil.move(healthy / "eva_vit_g.pth", healthy / "llama-7b")
+    save_file({"lm_head.weight": normal(99, 8)}, healthy / "llama-7b" / "eva_head.safetensors")
+    assert examine([healthy]) == []
+
+
 def delta_of(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What fine-tuning changes: gains by some 1e-3."""
     rng = np.random.default_rng(0)
@@ -451,28 +463,26 @@ def test_a_manifest_of_other_weights(converted):
 
 
 def test_a_converted_folder_that_lacks_parameters(tmp_path):
-    arrays = {n: normal(*x.shape) + np.float16(0.5) for n, x in expected(TINY).items()}
+    arrays = tiny()
     del arrays["llama/norm/scale"]
-    facts = {"size": "tiny", "llm": "vicuna", "template": "tiny"}
-    store.save(tmp_path / "a", store.unflatten(arrays), facts)
+    store.save(tmp_path / "a", store.unflatten(arrays), FACTS)
     the_one(examine([tmp_path / "a"]), "parameter-missing", "llama/norm/scale", "176")
     only = {n: x for n, x in arrays.items() if not n.startswith("llama/")}
-    store.save(tmp_path / "b", store.unflatten(only), facts)
+    store.save(tmp_path / "b", store.unflatten(only), FACTS)
     assert examine([tmp_path / "b"]) == []  # a part that is absent altogether is a choice
-    store.save(tmp_path / "c", store.unflatten(only), facts | {"parts": ["video_proj", "llama"]})
-    the_one(examine([tmp_path / "c"]), "parameter-missing", "llama/norm/scale")
+    store.save(tmp_path / "c", store.unflatten(only), FACTS | {"parts": ["video_proj", "llama"]})
+    the_one(examine([tmp_path / "c"]), "parameter-missing", "llama/head/kernel", "12 in all")
 
 
 def test_zeros_and_nan_in_a_converted_folder(tmp_path):
-    arrays = {n: normal(*x.shape) + np.float16(0.5) for n, x in expected(TINY).items()}
+    arrays = tiny()
     for name in arrays:
         if name.endswith(("/bias", "/class_token")):
             arrays[name][:] = 0  # as they may be
     arrays["video_proj/kernel"][:] = 0
     arrays["llama/layers/mlp/up/kernel"][1] = 0
     arrays["audio_position/embedding"][0, 0] = np.nan
-    facts = {"size": "tiny", "llm": "vicuna", "template": "tiny"}
-    store.save(tmp_path / "a", store.unflatten(arrays), facts)
+    store.save(tmp_path / "a", store.unflatten(arrays), FACTS)
     found = {f.what: f.message for f in examine([tmp_path / "a"])}
     assert set(found) == {"zero-tensor", "zero-part", "not-finite"}
     assert "video_proj/kernel" in found["zero-tensor"]
@@ -481,12 +491,9 @@ def test_zeros_and_nan_in_a_converted_folder(tmp_path):
 
 
 def test_a_layer_that_was_never_written(tmp_path):
-    arrays = {n: normal(*x.shape) + np.float16(0.5) for n, x in expected(TINY).items()}
-    whole = {n: x for n, x in expected(TINY).items()}
-    import jax
-
+    arrays = tiny()
     writer = store.Writer(
-        tmp_path / "a", {n: jax.ShapeDtypeStruct(x.shape, np.float16) for n, x in whole.items()}
+        tmp_path / "a", {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in arrays.items()}
     )
     late = "llama/layers/mlp/up/kernel"
     for name, x in arrays.items():
@@ -496,7 +503,7 @@ def test_a_layer_that_was_never_written(tmp_path):
                 opened[i].write(x[i]).result()
         else:
             writer.open(name, sliced=False)[...].write(x).result()
-    writer.finish({"size": "tiny", "llm": "vicuna", "template": "tiny"})
+    writer.finish(FACTS)
     the_one(examine([tmp_path / "a"]), "zero-part", f"{late} (1 of 3 parts)")
 
 

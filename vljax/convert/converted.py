@@ -95,7 +95,7 @@ def of_converted(folder: Path, tensors: Converted | None) -> Iterator[Finding]:
             f"{folder}: got params without manifest.json, expected the manifest that says what"
             " they are; copy the whole folder, or convert anew"
         )
-        yield Finding(path, "manifest-missing", text)
+        yield Finding(folder, "manifest-missing", text)
         return
     if tensors is None:
         return
@@ -106,9 +106,9 @@ def of_converted(folder: Path, tensors: Converted | None) -> Iterator[Finding]:
     have = shapes_hash(unflatten({n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in infos}))
     if manifest.get("shapes") != have:
         text = (
-            f"{path}: says {manifest.get('shapes')} for names and shapes"
-            f" of {manifest.get('parameters')} parameters, but params holds {len(tensors)} with"
-            f" {have}; they are of two models: copy both from one place, or convert anew"
+            f"{path}: got hash {manifest.get('shapes')} of names and shapes of"
+            f" {manifest.get('parameters')} parameters, expected {have} as the {len(tensors)} in"
+            " params have; they are of two models: copy both from one place, or convert anew"
         )
         yield Finding(path, "manifest-differs", text)
 

@@ -52,10 +52,12 @@ class Model:
     def rows(self) -> list[pairing.Number]:
         """Of embeddings, then of output heads, then config.json's."""
         found = [pairing.Number(p, n, shape[0]) for p, n, shape in self.named(pairing.EMBEDDING)]
+        # Other models' heads may lie in the same folder (EVA's file can hold an lm_head).
+        widths = {w.value for w in self.widths()}
         heads = [
             pairing.Number(p, n, pairing.out_width(n, shape))
             for p, n, shape in self.named(pairing.HEAD)
-            if found
+            if found and widths & set(shape)
         ]
         return found + heads + self.numbers("vocab_size")
 
@@ -74,7 +76,7 @@ class Model:
             norms = list(self.norms())
         except Exception:  # damage, which is told when values are read
             return
-        yield from pairing.of_norms(self.place, norms)
+        yield from pairing.of_norms(self.place, str(self.config.get("_name_or_path")), norms)
 
     def claim(self) -> pairing.Claim | None:
         added = [name for w in self.words for name in w.added]

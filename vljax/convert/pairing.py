@@ -78,10 +78,10 @@ class Words:
         """Whether a table of so many rows is this tokenizer's.
 
         Llama-2's first release adds a "<pad>" that its table has no row for and no text uses;
-        some fine-tunes pad the table to a multiple of 64.
+        some fine-tunes pad the table to the next multiple of 64.
         """
         unused = set(self.added) == {"<pad>"} and rows == self.pieces
-        return rows == self.all or unused or (rows % 64 == 0 and 0 < rows - self.all < 128)
+        return rows == self.all or unused or (rows % 64 == 0 and 0 < rows - self.all < 64)
 
 
 def of_vocabulary(
@@ -201,17 +201,17 @@ class Norm:
         return not re.search(r"layers\.0\.|\[0\]$", self.name) and self.gain > 0
 
 
-def of_norms(place: Path, norms: Sequence[Norm]) -> Iterator[Finding]:
+def of_norms(place: Path, source: str, norms: Sequence[Norm]) -> Iterator[Finding]:
     """Whether a language model is a delta (see NEAR_ZERO), or mixes shards of one with a model's.
 
-    Gains of exactly zero are damage of another kind.
+    ``source``: config.json's ``_name_or_path``. Gains of exactly zero are damage of another kind.
     """
     judged = [n for n in norms if n.judged]
     small = [n for n in judged if n.gain < NEAR_ZERO]
     if not judged or len(small) < max(1, MIXED * len(judged)):
         return
     example = f"{small[0].name} is {small[0].gain:.2g} on average"
-    hint = ", and so it is named" if "delta" in str(place).lower() else ""
+    hint = ", and so it is named" if "delta" in f"{place.name} {source}".lower() else ""
     if len(small) > len(judged) / 2:
         text = (
             f"{place}: got a delta ({example}{hint}), expected a whole model, whose norms lie far"
