@@ -78,9 +78,9 @@ def direct(weights):
     return to_vljax(weights, SIZE)[0]
 
 
-@pytest.mark.parametrize("sliced", [convert_module.SLICED, 0])
+@pytest.mark.parametrize("sliced", [store.SLICED, 0])
 def test_all_files_together(run, direct, monkeypatch, sliced):
-    monkeypatch.setattr(convert_module, "SLICED", sliced)
+    monkeypatch.setattr(store, "SLICED", sliced)
     monkeypatch.setattr(store.Writer, "HELD", 10**5)
     code, out, said = run()
     assert code == 0, said
@@ -334,7 +334,7 @@ def test_memory_is_near_the_largest_tensor(tmp_path, monkeypatch):
     names = published.torch_shapes(size)
     weights = published.Random({n: s for n, s in names.items() if n.startswith("llama_model.")})
     given = published.write_published(tmp_path, weights, size, TOKENIZER)
-    monkeypatch.setattr(convert_module, "SLICED", 2**18)
+    monkeypatch.setattr(store, "SLICED", 2**18)
     monkeypatch.setattr(store.Writer, "HELD", 2**18)
     plan = make_plan(list(given.values()), Options())
     largest = 512 * 256 * 4

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vljax import __version__
+from vljax import __version__, store
 from vljax.convert.layouts import UNITS
 from vljax.convert.mapping import Rule
 from vljax.convert.plan import TOKENIZERS, Options, Plan
@@ -19,7 +19,6 @@ from vljax.models.sizes import size_as_dict
 from vljax.progress import Progress
 from vljax.store import WeightsError, Writer
 
-SLICED = 32 * 2**20  # bytes beyond which a stacked parameter is written a layer at a time
 BESIDE = (*TOKENIZERS, "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 Step = Callable[[int], None]  # told how many bytes were dealt with
 
@@ -68,7 +67,7 @@ def write(rule: Rule, tensors: Mapping[str, np.ndarray], writer: Writer, step: S
         return cast(tensors[name], wanted.dtype, name)
 
     nbytes = wanted.size * wanted.dtype.itemsize
-    if not (rule.stacked and nbytes > SLICED):
+    if not (rule.stacked and nbytes > store.SLICED):
         writer.write(rule.name, rule.build(get))
         step(nbytes)
         return
