@@ -198,8 +198,8 @@ def _read(params: Path, name: str, dtype: Any) -> np.ndarray:
     room = np.empty(math.prod(array.shape) * dtype.itemsize + ALIGN, np.uint8)
     begin = -room.ctypes.data % ALIGN
     out = room[begin : len(room) - ALIGN + begin].view(dtype).reshape(array.shape)
-    chunk = array.chunk_layout.read_chunk.shape
-    if array.ndim and chunk[0] == 1 and out.nbytes > SLICED:
+    chunk = array.chunk_layout.read_chunk.shape or (0,)
+    if chunk[0] == 1 and out.nbytes > SLICED:
         for i in range(len(out)):
             out[i] = array[i].read().result()
     else:

@@ -1,6 +1,7 @@
 """Published files -> one folder of weights, a tensor at a time and all or nothing."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -48,6 +49,8 @@ def convert(plan: Plan, out: Path, options: Options) -> None:
             write(rule, plan.tensors, writer, step)
         for file in tokenizers:
             shutil.copyfile(file, partial / file.name)
+        if plan.added:
+            (partial / "added_tokens.json").write_text(json.dumps(plan.added) + "\n")
         if gguf := _gguf(plan):
             from vljax.convert.gguf import write_tokenizer
 

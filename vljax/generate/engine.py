@@ -147,7 +147,7 @@ class Engine:
         mask = np.zeros((len(padded), length), bool)
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
-        ids, _ = decode.generate(
+        answers, _ = decode.generate(
             self.model,
             self.params,
             tokens,
@@ -158,7 +158,7 @@ class Engine:
             self.stops,
             self.tokenizer.special,
         )
-        return [self.text(row) for row in np.asarray(ids)[: len(requests)]]
+        return [self.text(row) for row in np.asarray(answers)[: len(requests)]]
 
     def text(self, ids: np.ndarray) -> str:
         """What a row of ids says, up to where it stopped."""
