@@ -1,10 +1,10 @@
 """Audio branch, stage 2: the instruction data of the vision branch, again without a sound."""
 
-from vljax.config import AUDIO, default, parse_arg, source
+from vljax.config import AUDIO, default, masking, parse_arg, source
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, size="7b", llm="vicuna", sharding="fsdp")
+    arg = parse_arg(arg, size="", llm="vicuna", sharding="fsdp")
     config = default(arg.size, arg.llm, arg.sharding)
     config.name = "audio_finetune"
     config.objective.update(name="audio", feature_noise=0.0)
@@ -12,7 +12,7 @@ def get_config(arg=None):
     config.start = ("../base", "../audio_pretrain/weights")
     config.steps = 3 * 1000
     config.optimizer.update(peak_lr=3e-5, min_lr=1e-5, warmup_steps=400, steps_per_epoch=1000)
-    end = "###" if arg.llm == "vicuna" else "</s>"
+    labels = masking(arg.llm)
     config.sources.align = source(
         "filter_cap",
         "data/cc_sbu_align/filter_cap.json",
@@ -20,7 +20,7 @@ def get_config(arg=None):
         1,
         32,
         prompts=True,
-        end=end,
+        end="",  # the template's own
         limit=512,
         media_tokens=8,
     )
@@ -32,6 +32,7 @@ def get_config(arg=None):
         32,
         limit=512,
         media_tokens=8,
+        masking=labels,
     )
     config.sources.videochat = source(
         "videochat",
@@ -41,5 +42,6 @@ def get_config(arg=None):
         32,
         limit=512,
         media_tokens=8,
+        masking=labels,
     )
     return config

@@ -4,7 +4,7 @@ from vljax.config import AUDIO, default, parse_arg, source
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, size="7b", llm="vicuna", sharding="fsdp")
+    arg = parse_arg(arg, size="", llm="vicuna", sharding="fsdp")
     config = default(arg.size, arg.llm, arg.sharding)
     config.name = "audio_pretrain"
     config.objective.update(name="audio", feature_noise=0.0)

@@ -7,7 +7,7 @@ from vljax.config import VISION, default, parse_arg, source
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, size="7b", llm="vicuna", sharding="fsdp")
+    arg = parse_arg(arg, size="", llm="vicuna", sharding="fsdp")
     config = default(arg.size, arg.llm, arg.sharding)
     config.name = "vision_pretrain"
     config.objective.name = "vision"

@@ -35,6 +35,7 @@ def parse_arg(arg: str | None, **defaults: str | int | float) -> ConfigDict:
 def default(size: str, llm: str, sharding: str) -> ConfigDict:
     """What every run has; the original's values. ``workdir`` must be given by the user.
 
+    A ``size`` of "" is the decoder's own, such as 7b of vicuna.
     ``start`` names folders of weights, relative to ``workdir``.
     """
     tiny = size == "tiny"
@@ -73,10 +74,18 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
     return config
 
 
+def masking(llm: str) -> str:
+    """How conversations are labelled: as the paper's code does, where it knows the decoder."""
+    return "original" if llm in ("vicuna", "llama2") else "clean"
+
+
 def source(
     family: str, annotations: Any, media: Any, weight: float, batch_size: int, **fields: Any
 ) -> ConfigDict:
-    """A source of records; fields as in ``data.pipeline.TextSpec`` and ``FrameSpec``."""
+    """A source of records; fields as in ``data.pipeline.TextSpec`` and ``FrameSpec``.
+
+    An ``end`` of "" is the template's own.
+    """
     values = {
         "family": family,
         "annotations": annotations,

@@ -9,6 +9,8 @@
 import hashlib
 import json
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import jax
 import numpy as np
 
 Tree = dict[str, Any]
+SLICED = 32 * 2**20  # bytes beyond which stacked arrays are written and read a slice at a time
+ALIGN = 64  # bytes
 
 logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every step it takes
 
@@ -68,8 +72,82 @@ def save(folder: str | Path, params: Tree, manifest: dict[str, Any], dtype: Any 
         saver.save(folder / "params", params, force=True)
     # Orbax writes down where the folder lay, which means nothing once it is moved or shipped.
     (folder / "params" / "commit_success.txt").write_text("Checkpoint commit was successful.\n")
-    manifest = manifest | {"parameters": len(flatten(params)), "shapes": shapes_hash(params)}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, params, manifest)
+
+
+def write_manifest(folder: Path, params: Tree, manifest: Mapping[str, Any]) -> None:
+    """``params`` may be abstract: their names and shapes are noted."""
+    facts = {"parameters": len(flatten(params)), "shapes": shapes_hash(params)}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **facts}, indent=1) + "\n")
+
+
+class Writer:
+    """Fills ``folder`` a slice of an array at a time, for trees that do not fit into memory.
+
+    Orbax lays the checkpoint out with a scalar in each array's place; the arrays are then written
+    into its store, one chunk for each index of the leading axis of those written in slices.
+    """
+
+    HELD = 128 * 2**20  # bytes that are gathered before they go to the disk
+
+    def __init__(self, folder: str | Path, arrays: Mapping[str, jax.ShapeDtypeStruct]):
+        """``arrays``: slash name -> shape and dtype of all that will be written."""
+        self.folder, self.arrays = Path(folder).absolute(), dict(arrays)
+        frame = {name: np.zeros((), x.dtype) for name, x in arrays.items()}
+        save(self.folder, unflatten(frame), {})
+        (self.folder / "manifest.json").unlink()
+        self._transaction: Any = None
+        self._held = 0
+        self._array: tuple[str, Any] = "", None  # the one that is being written
+
+    def write(self, name: str, value: np.ndarray, index: int | None = None) -> None:
+        """A whole array, or slice ``index`` of it; the slices of one array follow each other."""
+        self._begin()
+        if self._array[0] != name:
+            self._array = name, self._create(name, index is not None)
+        array = self._array[1]
+        (array if index is None else array[index]).write(value).result()
+        self._held += value.nbytes
+        if self._held >= self.HELD:
+            self._commit()
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Writes the manifest, which makes the folder one that can be loaded."""
+        self._commit()
+        write_manifest(self.folder, unflatten(dict(self.arrays)), manifest)
+
+    def _commit(self) -> None:
+        if self._transaction is not None:
+            self._transaction.commit_async().result()
+        self._transaction, self._held = None, 0
+
+    def _begin(self) -> None:
+        """A new transaction, if none is open, for the array in hand, too."""
+        import tensorstore as ts
+
+        if self._transaction is None:
+            self._transaction = ts.Transaction()
+            name, array = self._array
+            self._array = name, None if array is None else array.with_transaction(self._transaction)
+
+    def _create(self, name: str, sliced: bool) -> Any:
+        import tensorstore as ts
+
+        x = self.arrays[name]
+        chunks = [1, *x.shape[1:]] if sliced else x.shape
+        metadata = {
+            "zarr_format": 2,
+            "shape": list(x.shape),
+            "chunks": [max(n, 1) for n in chunks],
+            "dtype": "bfloat16" if x.dtype == "bfloat16" else np.dtype(x.dtype).str,
+            "compressor": None,  # weights hardly shrink, and reading them should be fast
+            "fill_value": None,
+            "order": "C",
+            "filters": None,
+        }
+        spec = _spec(self.folder / "params", name) | {"metadata": metadata}
+        opened = ts.open(spec, create=True, delete_existing=True, transaction=self._transaction)
+        return opened.result()
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -82,22 +160,62 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def load(folder: str | Path, dtype: Any = np.float32) -> tuple[Tree, dict[str, Any]]:
-    """The nested dict of arrays as ``dtype``, on the host, and the manifest."""
+def load(
+    folder: str | Path, dtype: Any = np.float32, under: tuple[str, ...] = ()
+) -> tuple[Tree, dict[str, Any]]:
+    """The nested dict of arrays on the host and the manifest.
+
+    Args:
+      dtype: what arrays are cast to as they are read; None keeps each as it is.
+      under: slash prefixes of the arrays to read; all, if there are none.
+    """
     import orbax.checkpoint as ocp
 
     manifest = read_manifest(folder)
     reader = ocp.PyTreeCheckpointer()
     path = Path(folder).absolute() / "params"
     try:
-        structure = reader.metadata(path).item_metadata.tree
-        options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), structure)
-        params = reader.restore(path, restore_args=options)
+        structure = flatten(reader.metadata(path).item_metadata.tree)
+        if shapes_hash(unflatten(structure)) != manifest["shapes"]:
+            raise WeightsError(f"{path}: its arrays are not those of manifest.json; copy both anew")
+        wanted = {n: x for n, x in structure.items() if not under or is_under(n, under)}
+        return unflatten({name: _read(path, name, dtype) for name in wanted}), manifest
+    except WeightsError:
+        raise
     except (ValueError, FileNotFoundError, KeyError) as error:
         raise WeightsError(f"{path}: can't be read as weights ({error}); copy it anew") from error
-    if shapes_hash(params) != manifest["shapes"]:
-        raise WeightsError(f"{path}: its arrays are not those of manifest.json; copy both anew")
-    return jax.tree.map(lambda x: x.astype(dtype), params), manifest
+
+
+def _read(params: Path, name: str, dtype: Any) -> np.ndarray:
+    """One array, a chunk at a time where its chunks are slices.
+
+    Its memory begins where JAX wants it, so that on the CPU it is used as it is and not copied.
+    """
+    import tensorstore as ts
+
+    array = ts.open(_spec(params, name), open=True, read=True).result()
+    dtype = np.dtype(array.dtype.numpy_dtype if dtype is None else dtype)
+    room = np.empty(math.prod(array.shape) * dtype.itemsize + ALIGN, np.uint8)
+    begin = -room.ctypes.data % ALIGN
+    out = room[begin : len(room) - ALIGN + begin].view(dtype).reshape(array.shape)
+    chunk = array.chunk_layout.read_chunk.shape or (0,)
+    if chunk[0] == 1 and out.nbytes > SLICED:
+        for i in range(len(out)):
+            out[i] = array[i].read().result()
+    else:
+        out[...] = array.read().result()
+    return out
+
+
+def _spec(params: Path, name: str) -> dict[str, Any]:
+    """Where Orbax keeps an array, for tensorstore."""
+    where = {"base": f"file://{params}/", "path": name.replace("/", ".") + "/"}
+    return {"driver": "zarr", "kvstore": {"driver": "ocdbt", **where}}
+
+
+def is_under(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a slash name is one of ``prefixes`` or below one."""
+    return any(name == p or name.startswith(p.rstrip("/") + "/") for p in prefixes)
 
 
 def merge(*trees: Tree) -> Tree:

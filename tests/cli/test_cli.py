@@ -23,6 +23,9 @@ class Parrot:
 
     size = TINY
 
+    def senses(self, look, listen):
+        return look, listen
+
     def answer(self, requests, sampling, seed):
         given = requests[0].media
         kinds = {"picture": given.frames is not None, "sound": given.mel is not None}
@@ -32,7 +35,9 @@ class Parrot:
 
 @pytest.fixture
 def parrot(monkeypatch):
-    monkeypatch.setattr("vljax.generate.chat.load", lambda name: SimpleNamespace(engine=Parrot()))
+    monkeypatch.setattr(
+        "vljax.generate.chat.load", lambda name, dtype: SimpleNamespace(engine=Parrot())
+    )
 
 
 @pytest.fixture
@@ -227,6 +232,10 @@ def test_chat_about_the_sample(run):
         ("audio_pretrain.py:size=13b", 23_643_136),
         ("vision_finetune.py:size=7b,llm=llama2,sharding=fsdp_tp", 22_104_064),
         ("audio_finetune.py:size=13b", 23_643_136),
+        ("vision_pretrain.py", 22_104_064),
+        ("audio_finetune.py:llm=llama2", 22_855_680),
+        ("vision_pretrain.py:llm=smollm2_135m", 19_397_184),
+        ("audio_finetune.py:size=135m,llm=smollm2_135m", 20_148_800),
     ],
 )
 def test_parameters_of_the_published_sizes(run, config, trainable):
@@ -234,7 +243,8 @@ def test_parameters_of_the_published_sizes(run, config, trainable):
     table = json.loads(out)
     assert code == 0
     assert table["trainable"] == trainable
-    llama = {"7b": 6_738_415_616, "13b": 13_015_864_320}["13b" if "13b" in config else "7b"]
+    counts = {"13b": 13_015_864_320, "135m": 134_515_008}
+    llama = next((n for size, n in counts.items() if size in config), 6_738_415_616)
     rows = {row["module"]: row for row in table["rows"]}
     assert rows["llama"]["parameters"] == llama
     assert rows["llama"]["bytes"] == 2 * llama  # bfloat16
@@ -288,6 +298,17 @@ def test_parameters_as_a_table(run):
         (
             [f"--config={ROOT}/configs/vision_pretrain.py:size=70b", "--print-parameters"],
             ["size=70b,llm=vicuna: no such model; choose one of size=tiny,llm=vicuna"],
+        ),
+        (
+            [
+                f"--config={ROOT}/configs/vision_pretrain.py:size=7b,llm=smollm2_135m",
+                "--print-parameters",
+            ],
+            ["size=7b,llm=smollm2_135m: no such model; choose one of"],
+        ),
+        (
+            [f"--config={ROOT}/configs/vision_pretrain.py:llm=gpt"],
+            ["llm: got gpt, expected one of vicuna, llama2, smollm2_135m"],
         ),
     ],
 )

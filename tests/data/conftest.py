@@ -1,4 +1,4 @@
-"""Media files that the tests write themselves, so that what is in them is known."""
+"""Media files that the tests write themselves, and one vocabulary in both kinds of file."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -7,6 +7,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
+from vljax.data.tokenizer import Tokenizer
+
+MODEL = Path(__file__).parent.parent / "golden" / "tokenizer.model"
 
 
 def grey_level(position: int) -> int:
@@ -82,3 +86,38 @@ def grey_frames_fixture() -> Callable[..., np.ndarray]:
 @pytest.fixture(name="tone")
 def tone_fixture() -> Callable[..., np.ndarray]:
     return tone
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json(tmp_path_factory) -> Path:
+    """The golden sentencepiece model as transformers writes it: its own rule about spaces."""
+    pytest.importorskip("tokenizers")
+    import sentencepiece
+    from tokenizers import pre_tokenizers
+
+    from vljax.convert.vocabulary import Kind, sentencepiece_bpe
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(MODEL))
+
+    def kind(i: int) -> Kind:
+        if model.is_unknown(i):
+            return Kind.UNKNOWN
+        if model.is_control(i):
+            return Kind.CONTROL
+        return Kind.BYTE if model.is_byte(i) else Kind.NORMAL
+
+    ids = range(model.vocab_size())
+    pieces, scores = ([f(i) for i in ids] for f in (model.id_to_piece, model.get_score))
+    built = sentencepiece_bpe(pieces, [kind(i) for i in ids], scores)
+    built.normalizer = None
+    built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    path = tmp_path_factory.mktemp("json") / "tokenizer.json"
+    built.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module", params=["tokenizer.model", "tokenizer.json"])
+def tokenizer(request) -> Tokenizer:
+    """The golden vocabulary, in both kinds of file."""
+    json = request.param == "tokenizer.json"
+    return Tokenizer(request.getfixturevalue("tokenizer_json") if json else MODEL)

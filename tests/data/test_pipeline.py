@@ -11,7 +11,8 @@ from PIL import Image
 
 from vljax.data.examples import Record
 from vljax.data.pipeline import FrameSpec, MediaSource, Plan, TextSpec, batches, load_frames
-from vljax.data.text import CAPTION_PROMPTS, IGNORE, VICUNA, PromptError, load_tokenizer
+from vljax.data.text import CAPTION_PROMPTS, IGNORE, VICUNA
+from vljax.data.tokenizer import PromptError, load_tokenizer
 
 TOKENIZER = str(Path(__file__).parent.parent / "golden" / "tokenizer.model")
 TEXT = TextSpec(TOKENIZER, "vicuna", media=2, limit=40, lengths=(8, 16, 64))

@@ -1,5 +1,6 @@
 """Ids, labels and masks against the original's, and the layouts that are our own."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,17 +8,12 @@ import numpy as np
 import pytest
 
 from vljax.data.text import (
-    AUDIO_HERE,
-    BOS,
-    EOS,
+    CHATML,
     IGNORE,
     LLAMA2,
-    PAD,
     TEMPLATES,
     VICUNA,
-    PromptError,
     TextExample,
-    Tokenizer,
     caption_example,
     close_turn,
     collate,
@@ -25,18 +21,15 @@ from vljax.data.text import (
     conversation_text,
     expand,
     open_turn,
+    spoken,
 )
+from vljax.data.tokenizer import LLAMA, PromptError, Tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = json.loads((GOLDEN / "text_cases.json").read_text())
 FAMILIES = {"vicuna": VICUNA, "llama_v2": LLAMA2}
 QUERIES = {"video": 4, "image": 4, "audio": 3}
 TWO_TURNS = (("human", "what is red?"), ("gpt", "a boat."), ("human", "who?"), ("gpt", "a dog."))
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(GOLDEN / "tokenizer.model")
 
 
 @pytest.fixture(scope="module")
@@ -121,48 +114,6 @@ def test_chat_prompts(tokenizer, golden, table, name):
     np.testing.assert_array_equal(table[ids[words]], want[words])
 
 
-def test_placeholders_follow_the_vocabulary(tokenizer):
-    ids = tokenizer.encode(f"a <ImageHere> {AUDIO_HERE} <s></s><unk>")
-    assert [i for i in ids if i >= tokenizer.vocab] == [tokenizer.vocab, tokenizer.vocab + 1]
-    assert ids[-3:] == [BOS, EOS, PAD]
-
-
-def test_white_space_is_stripped_around_placeholders_only(tokenizer):
-    near = tokenizer.encode("dog <ImageHere>\n\n dog")
-    assert near == tokenizer.encode("dog<ImageHere>dog")
-    assert tokenizer.encode("dog </s> dog") != tokenizer.encode("dog</s>dog")
-
-
-def test_a_prompt_keeps_white_space_around_placeholders(tokenizer):
-    assert tokenizer.encode_prompt("dog <ImageHere> dog", [1]) != tokenizer.encode_prompt(
-        "dog<ImageHere>dog", [1]
-    )
-
-
-@pytest.mark.parametrize("media", [[], [4], [4, 4, 4]])
-def test_a_prompt_needs_its_media(tokenizer, media):
-    with pytest.raises(PromptError, match=f"got 2 <ImageHere>, .*expected {len(media)} "):
-        tokenizer.encode_prompt("<ImageHere> and <ImageHere>", media)
-
-
-def test_decoding_drops_specials_and_placeholders(tokenizer):
-    ids = [BOS, *tokenizer.encode("a dog runs"), tokenizer.image_here, EOS, PAD]
-    assert tokenizer.decode(ids) == "a dog runs"
-
-
-def test_a_missing_tokenizer_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.model, expected a tokenizer"):
-        Tokenizer(tmp_path / "nowhere.model")
-
-
-@pytest.mark.parametrize("text", ["", "a dog", "a dog.", "red boats?", "grass\n", "3"])
-def test_stop_ids_end_every_answer(tokenizer, text):
-    ids = tokenizer.encode(f" {text}###")
-    stops = tokenizer.stop_ids("###")
-    assert any(tuple(ids[-len(s) :]) == s for s in stops)
-    assert all(tokenizer.decode(s).strip() == "###" for s in stops)
-
-
 def taught(example: TextExample) -> list[int]:
     np.testing.assert_array_equal(
         example.labels[example.labels != IGNORE], example.tokens[example.labels != IGNORE]
@@ -180,8 +131,8 @@ def test_clean_masking_teaches_answers_and_their_ends(tokenizer):
 
 def test_clean_masking_teaches_llama2_its_end_of_turn(tokenizer):
     got = taught(conversation_example(tokenizer, TWO_TURNS, LLAMA2, 0, masking="clean"))
-    assert got.count(EOS) == 2
-    assert got[-1] == EOS
+    assert got.count(LLAMA.eos) == 2
+    assert got[-1] == LLAMA.eos
     assert tokenizer.decode(got).split() == ["a", "boat.", "a", "dog."]
 
 
@@ -237,13 +188,13 @@ def test_a_caption_s_limit_may_cut_its_end(tokenizer):
     words = tokenizer.encode("a dog runs###")
     got = caption_example(tokenizer, "a dog runs", 2, end="###", limit=len(words) - 1)
     assert taught(got) == words[:-1]
-    assert got.tokens[:3].tolist() == [BOS, tokenizer.image_here, tokenizer.image_here]
+    assert got.tokens[:3].tolist() == [LLAMA.bos, tokenizer.image_here, tokenizer.image_here]
 
 
 def test_unknown_words_are_not_taught(tokenizer):
     got = caption_example(tokenizer, "a <unk> dog", 1)
-    assert PAD in got.tokens
-    assert PAD not in got.labels
+    assert LLAMA.pad in got.tokens
+    assert LLAMA.pad not in got.labels
 
 
 def test_expand_replaces_every_image_mark():
@@ -256,3 +207,40 @@ def test_collate_refuses_what_is_too_long():
     example = TextExample(np.ones(5, np.int32), np.ones(5, np.int32))
     with pytest.raises(PromptError, match="example 0: got 5 tokens, expected at most 4"):
         collate([example], 4)
+
+
+def test_chatml_is_a_layout_of_its_own():
+    text = open_turn("who?", CHATML) + close_turn("a dog.", CHATML)
+    text += open_turn("{why}?", dataclasses.replace(CHATML, system="Be brief."), first=False)
+    assert text == (
+        f"<|im_start|>system\n{CHATML.system}<|im_end|>\n<|im_start|>user\nwho?<|im_end|>\n"
+        "<|im_start|>assistant\na dog.<|im_end|>\n<|im_start|>user\n{why}?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    told = open_turn("who?", dataclasses.replace(CHATML, system="Be brief."))
+    assert told.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+
+
+def test_a_layout_that_the_original_has_not_is_taught_cleanly_only(tokenizer):
+    with pytest.raises(PromptError, match=r"got original, .* say clean"):
+        conversation_example(tokenizer, TWO_TURNS, CHATML, 0)
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "answer"),
+    [
+        (VICUNA, " a dog.###Human: who", "a dog."),
+        (VICUNA, "Assistant: a dog.", "a dog."),
+        (LLAMA2, " a dog. ", "a dog."),
+        (CHATML, "an assistant: a dog", "an assistant: a dog"),
+    ],
+)
+def test_what_is_spoken(template, text, answer):
+    assert spoken(text, template) == answer
+
+
+@pytest.mark.parametrize("template", [VICUNA, LLAMA2, CHATML])
+def test_templates_agree_with_their_captions(template):
+    """What ends a caption ends an answer, too, and the prompt's frame is the chat's."""
+    assert close_turn("", template).strip() == template.end == template.stop
+    assert template.caption.count("{}") == 1

@@ -11,7 +11,8 @@ import pytest
 
 from vljax.data.audio import AudioSpec, read_audio
 from vljax.data.sources import read
-from vljax.data.text import IGNORE, Tokenizer
+from vljax.data.text import IGNORE
+from vljax.data.tokenizer import Tokenizer
 from vljax.data.world import files, language, pretrain, render, scenes, sound
 from vljax.data.world.scenes import COLOURS, OBJECTS, Scene, Thing, random_scene
 from vljax.data.world.sources import world_source

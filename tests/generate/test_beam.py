@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vljax.data.tokenizer import LLAMA
 from vljax.generate import decode
 from vljax.generate.beam import beam_search
 from vljax.generate.sampling import Sampling, already_said, penalised
@@ -116,7 +117,7 @@ def test_rows_of_a_batch_are_searched_as_the_original_does(seed, beams):
                 max_new_tokens=NEW,
                 length_penalty=length_penalty,
                 repetition_penalty=penalty,
-                eos=eos,
+                special=LLAMA._replace(eos=eos),
             )
             for i, prompt in enumerate(PROMPTS):
                 ids, score = search(params, prompt, beams, eos, length_penalty, penalty)
@@ -127,7 +128,7 @@ def test_rows_of_a_batch_are_searched_as_the_original_does(seed, beams):
 
 
 def test_what_was_said_counts_with_bos_and_not_what_comes_after():
-    said = already_said(jnp.array([[3, 4, 5], [2, 2, 0]]), 2, 6)
+    said = already_said(jnp.array([[3, 4, 5], [2, 2, 0]]), 2, 6, 1)
     assert np.flatnonzero(said[0]).tolist() == [1, 3, 4]
     assert np.flatnonzero(said[1]).tolist() == [1, 2]
 
@@ -145,7 +146,8 @@ def test_a_penalty_in_greedy_decoding():
         params, prompt = make_params(seed), PROMPTS[1]
         sampling = Sampling(max_new_tokens=NEW, repetition_penalty=penalty)
         mask = jnp.ones((1, LENGTH), bool)
-        rest = (mask, None, jax.random.key(0), sampling, (), VOCAB)  # no id ends it
+        endless = LLAMA._replace(eos=VOCAB)
+        rest = (mask, None, jax.random.key(0), sampling, (), endless)
         ids, _ = decode.generate(MODEL, params, jnp.array([prompt]), *rest)
         want: list[int] = []
         for _ in range(NEW):

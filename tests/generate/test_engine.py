@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vljax.data.text import LLAMA2, TEMPLATES, VICUNA, Tokenizer
+from vljax.data.text import LLAMA2, TEMPLATES, VICUNA
+from vljax.data.tokenizer import Tokenizer
 from vljax.data.world.files import train_tokenizer
 from vljax.generate import decode
 from vljax.generate.chat import Conversation, Model

@@ -20,8 +20,9 @@ def main(argv: Sequence[str]) -> None:
     shown = Path(f"{clip.name}-shown.png")
     if args.show and shown.exists():
         raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
-    model = load(args.model)
-    media = read_media(clip, model.engine.size, not args.no_video, not args.no_audio)
+    model = load(args.model, args.dtype)
+    senses = model.engine.senses(not args.no_video, not args.no_audio)
+    media = read_media(clip, model.engine.size, *senses)
     if args.clip and args.model == "tiny":
         print(
             "vljax-tiny knows only its own world of six icons and their sounds; for real clips, "
@@ -48,6 +49,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("clip", nargs="?", type=Path, help="a clip or an image; else a sample clip")
     parser.add_argument("--ask", action="append", metavar="Q", help="a question; may be repeated")
     parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="to compute in; else as the folder says"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--no-audio", action="store_true", help="do not listen")
     parser.add_argument("--no-video", action="store_true", help="do not look")

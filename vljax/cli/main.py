@@ -9,6 +9,8 @@ VERBS = {
     "chat": "ask about a clip or an image",
     "train": "run a stage, or all of them",
     "evaluate": "measure answers",
+    "doctor": "look weights over before they are converted or loaded",
+    "convert": "turn published weights into a folder of ours, or back",
     "parity": "compare with the original's numbers",
     "make-world": "write a tiny world of clips to learn from",
 }

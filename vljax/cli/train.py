@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vljax import store
-from vljax.models.sizes import VideoLlamaSize, video_llama_size
+from vljax.models.sizes import VideoLlamaSize, own_size, video_llama_size
 from vljax.models.video_llama import abstract_parameters
 from vljax.sharding.strategy import strategy
 from vljax.train import partition
@@ -61,7 +61,10 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
         raise ValueError(f"--config={config}: {told}") from error
     if left:
         raise ValueError(f"got {left[0]!r}, expected --config.FIELD=VALUE")
-    return values[holder.name].value
+    read: Any = values[holder.name].value
+    for stage in read.stages.values() if "stages" in read else [read]:
+        stage.size = stage.size or own_size(stage.llm)
+    return read
 
 
 def train_one(config: ConfigDict) -> Path:
@@ -181,6 +184,7 @@ def make_sources(config: ConfigDict, size: VideoLlamaSize) -> list[Any]:
 def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSize) -> Any:
     from vljax.data.pipeline import FrameSpec, MediaSource, TextSpec
     from vljax.data.sources import read
+    from vljax.data.text import TEMPLATES
 
     if s.family == "world":
         from vljax.data.world.sources import world_source
@@ -194,10 +198,11 @@ def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSi
         frames=FrameSpec(s.frames, s.size, s.policy, s.augment),
         text=TextSpec(
             tokenizer=config.tokenizer,
+            vocab=size.llama.vocab,
             template=config.template,
             media=s.media_tokens,
             limit=s.limit,
-            end=s.end,
+            end=s.end or TEMPLATES[config.template].end,
             prompts=s.prompts,
             masking=s.masking,
         ),

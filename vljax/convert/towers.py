@@ -30,7 +30,7 @@ def to_vljax(
     """
     table = rules(size, parts)
     shapes = {name: x.shape for name, x in expected(size).items()}
-    _check_sound_scale(tensors, size)
+    check_sound_scale(tensors, size)
     params = {}
     for name, value in stream(tensors, table):
         if value.shape != shapes[name]:
@@ -105,7 +105,7 @@ def droppable(size: VideoLlamaSize) -> list[str]:
     return [*patterns, r"^llama_model\.lm_head\."] if size.llama.tied else patterns
 
 
-def _check_sound_scale(tensors: Mapping[str, np.ndarray], size: VideoLlamaSize) -> None:
+def check_sound_scale(tensors: Mapping[str, np.ndarray], size: VideoLlamaSize) -> None:
     """The scale is a buffer in the original and a number of the size here: they must agree."""
     if SOUND_SCALE in tensors:
         scale = min(np.exp(np.asarray(tensors[SOUND_SCALE], np.float32)).item(), 100.0)

@@ -13,6 +13,7 @@ import numpy as np
 
 from vljax.data import text, video
 from vljax.data.examples import Record
+from vljax.data.tokenizer import PromptError, load_tokenizer
 
 HostBatch = dict[str, np.ndarray]
 
@@ -34,7 +35,8 @@ class TextSpec:
     """How records become token arrays.
 
     Attributes:
-      tokenizer: path of the tokenizer. template: a name in ``text.TEMPLATES``.
+      tokenizer: path of the tokenizer. vocab: rows of the embedding table, see ``Tokenizer``.
+      template: a name in ``text.TEMPLATES``.
       media: placeholders a clip takes. limit: most tokens of a caption or a conversation.
       end: what ends a caption. prompts: whether captions follow a random prompt.
       masking: which labels of a conversation, see ``text.conversation_example``.
@@ -48,6 +50,7 @@ class TextSpec:
     end: str = "\n"
     prompts: bool = False
     masking: Literal["original", "clean"] = "original"
+    vocab: int | None = None
     lengths: tuple[int, ...] = (32, 64, 96, 128, 256, 512, 640)
 
 
@@ -87,7 +90,8 @@ class MediaSource:
             text_example(r, self.text, message, prompt)
             for r, (_, message) in zip(records, seen, strict=True)
         ]
-        tokens = text.collate(examples, _bucket(examples, self.text.lengths))
+        pad = load_tokenizer(self.text.tokenizer, self.text.vocab).special.pad
+        tokens = text.collate(examples, _bucket(examples, self.text.lengths), pad)
         return tokens | _stack_frames([frames for frames, _ in seen], records, self.frames)
 
 
@@ -119,8 +123,8 @@ def load_frames(
 def text_example(
     record: Record, spec: TextSpec, message: str, prompt: str | None
 ) -> text.TextExample:
-    """Tokens and labels of a record; raises text.PromptError naming it."""
-    tokenizer = text.load_tokenizer(spec.tokenizer)
+    """Tokens and labels of a record; raises PromptError naming it."""
+    tokenizer = load_tokenizer(spec.tokenizer, spec.vocab)
     if record.caption is not None:
         return text.caption_example(
             tokenizer, record.caption, spec.media, prompt, spec.end, spec.limit
@@ -134,15 +138,15 @@ def text_example(
         return text.conversation_example(
             tokenizer, expanded, template, spec.media, spec.limit, spec.masking
         )
-    except text.PromptError as error:
-        raise text.PromptError(f"record {record.id}: {error}") from error
+    except PromptError as error:
+        raise PromptError(f"record {record.id}: {error}") from error
 
 
 def _bucket(examples: Sequence[text.TextExample], lengths: Sequence[int]) -> int:
     longest = max(len(e.tokens) for e in examples)
     fitting = [n for n in lengths if n >= longest]
     if not fitting:
-        raise text.PromptError(
+        raise PromptError(
             f"batch: got {longest} tokens, expected at most {max(lengths)}; add a longer length"
         )
     return min(fitting)

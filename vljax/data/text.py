@@ -1,91 +1,14 @@
-"""Tokens, prompt templates, labels: what the language model is given, and what it is taught.
-
-Facts of the original that ids depend on (a slow sentencepiece LLaMA tokeniser): text is split at
-special tokens first, every remaining piece is encoded by itself and so gets its own dummy leading
-space, and around the placeholders, not around ``<s>`` and ``</s>``, white space is stripped.
-"""
+"""Prompt templates, tokens, labels: what the language model is given, and what it is taught."""
 
 import dataclasses
-import functools
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from vljax.data.tokenizer import IMAGE_HERE, LLAMA, PromptError, Tokenizer
+
 IGNORE = -100  # labels that take no part in the loss
-PAD, BOS, EOS = 0, 1, 2  # pad is unk, as the original sets it
-IMAGE_HERE, AUDIO_HERE = "<ImageHere>", "<AudioHere>"
-_SPECIAL = re.compile(r"(\s*<ImageHere>\s*|\s*<AudioHere>\s*|<unk>|<s>|</s>)")
-
-
-class PromptError(ValueError):
-    """A text that can't be used as it is; the sentence says why."""
-
-
-class Tokenizer:
-    """LLaMA's sentencepiece model plus the two placeholders, whose ids follow the vocabulary."""
-
-    def __init__(self, path: str | Path):
-        import sentencepiece
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"tokenizer: got {path}, expected a tokenizer.model file")
-        self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        self.vocab: int = self.model.vocab_size()
-        self._ids = {
-            "<unk>": PAD,
-            "<s>": BOS,
-            "</s>": EOS,
-            IMAGE_HERE: self.vocab,
-            AUDIO_HERE: self.vocab + 1,
-        }
-
-    @property
-    def image_here(self) -> int:
-        return self._ids[IMAGE_HERE]
-
-    def encode(self, text: str, bos: bool = False, limit: int | None = None) -> list[int]:
-        """Ids of ``text``, cut to ``limit``; with ``bos``, one in front. No eos is ever added."""
-        ids = [BOS] if bos else []
-        for piece in _SPECIAL.split(text):
-            special = self._ids.get(piece.strip())
-            if special is not None:
-                ids.append(special)
-            elif piece:
-                ids.extend(self.model.encode(piece))
-        return ids[:limit]
-
-    def encode_prompt(self, prompt: str, media: Sequence[int]) -> list[int]:
-        """Ids of a chat prompt: the n-th ``<ImageHere>`` becomes ``media[n]`` placeholders.
-
-        Unlike a training text, white space around a placeholder is kept (as the original's chat
-        does). Raises PromptError when there are more or fewer placeholders than media.
-        """
-        first, *rest = prompt.split(IMAGE_HERE)
-        if len(rest) != len(media) or AUDIO_HERE in prompt:
-            raise PromptError(
-                f"prompt: got {len(rest)} {IMAGE_HERE}, {prompt.count(AUDIO_HERE)} {AUDIO_HERE}; "
-                f"expected {len(media)} and 0: these words stand for media, leave them out"
-            )
-        ids = self.encode(first, bos=True)
-        for part, count in zip(rest, media, strict=True):
-            ids += [self.image_here] * count + self.encode(part)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``; special tokens and ids beyond the vocabulary are dropped."""
-        return self.model.decode([int(i) for i in ids if EOS < i < self.vocab])
-
-    def stop_ids(self, stop: str) -> tuple[tuple[int, ...], ...]:
-        """The token sequences that spell ``stop`` at a line's start or after other text."""
-        found = {tuple(self.model.encode(stop))}
-        for before in ("a", ".", "a.", "\n", "?"):
-            ids, lead = self.model.encode(before + stop), self.model.encode(before)
-            if ids[: len(lead)] == lead:
-                found.add(tuple(ids[len(lead) :]))
-        return tuple(sorted(found))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +16,22 @@ class Template:
     """How a checkpoint wants to be talked to. It belongs to the weights, not to a flag.
 
     Attributes:
-      family: which conversation layout and label rule (REFERENCE of both: the paper's code).
+      family: the layout and label rule of the paper's code that it was trained with, if any.
       caption: wraps a captioning prompt. end: ends a caption after such a prompt.
-      stop: what ends an answer. roles: names of user and assistant.
+      first, later: a user's message up to where the answer starts, with the system text and
+        without. answer: an answer and what ends it. stop: what is cut off an answer.
+      roles: names of user and assistant in the text.
       system: a system text, our own wording; callers may set another.
       image, video, sound, sound_video: the user's message for media, ``<ImageHere>`` for each.
       frame_message: whether to say at which seconds frames were sampled.
     """
 
-    family: Literal["vicuna", "llama2"]
+    family: Literal["vicuna", "llama2"] | None
     caption: str
     end: str
+    first: str
+    later: str
+    answer: str
     stop: str
     roles: tuple[str, str]
     system: str = ""
@@ -120,6 +48,9 @@ VICUNA = Template(
     family="vicuna",
     caption="###Human: {} ###Assistant: ",
     end="###",
+    first="{system}###Human: {text}###Assistant:",
+    later="Human: {text}###Assistant:",  # its ### stands already, as the end of the answer before
+    answer=" {text}###",
     stop="###",
     roles=("Human", "Assistant"),
 )
@@ -127,13 +58,29 @@ LLAMA2 = Template(
     family="llama2",
     caption="[INST] <<SYS>>\n \n<</SYS>>\n\n{} [/INST] ",
     end="</s>",
+    first="[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{text} [/INST]",
+    later="<s>[INST] {text} [/INST]",
+    answer=" {text} </s>",
     stop="</s>",
     roles=("USER", "ASSISTANT"),
+    system=SYSTEM,
+)
+_CHATML_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+CHATML = Template(
+    family=None,
+    caption=_CHATML_TURN,
+    end="<|im_end|>",
+    first="<|im_start|>system\n{system}<|im_end|>\n" + _CHATML_TURN.format("{text}"),
+    later="\n" + _CHATML_TURN.format("{text}"),
+    answer="{text}<|im_end|>",
+    stop="<|im_end|>",
+    roles=("user", "assistant"),
     system=SYSTEM,
 )
 TEMPLATES = {
     "vicuna": VICUNA,
     "llama2": LLAMA2,
+    "smollm2_135m": CHATML,
     "tiny": dataclasses.replace(VICUNA, frame_message=False),
 }
 
@@ -163,20 +110,20 @@ def caption_example(
     end: str = "\n",
     limit: int = 32,
 ) -> TextExample:
-    """[bos, prompt's start, ``media`` placeholders, prompt's end, text + end]; text is taught.
+    """[start, prompt's start, ``media`` placeholders, prompt's end, text + end]; text is taught.
 
     ``limit`` counts the text's tokens, its end included, and may cut the end off (as the original
     does). Pad ids, and so unknown words, are not taught.
     """
     before, after = prompt.split(IMAGE_HERE) if prompt else ("", "")
     context = [
-        BOS,
+        *tokenizer.start,
         *tokenizer.encode(before),
         *[tokenizer.image_here] * media,
         *tokenizer.encode(after),
     ]
     target = tokenizer.encode(text + end, limit=limit)
-    labels = [IGNORE] * len(context) + [IGNORE if i == PAD else i for i in target]
+    labels = [IGNORE] * len(context) + [IGNORE if i == tokenizer.special.pad else i for i in target]
     return TextExample(np.array(context + target, np.int32), np.array(labels, np.int32))
 
 
@@ -228,7 +175,12 @@ def conversation_example(
 
 
 def conversation_text(turns: Turns, template: Template) -> str:
-    """The whole conversation as one string, in the layout the template's family is trained on."""
+    """The whole conversation as one string, in the layout the template's family is trained on.
+
+    Raises PromptError for a template that the paper's code does not know.
+    """
+    if template.family is None:
+        raise PromptError("masking: got original, which this template has none of; say clean")
     if template.family == "vicuna":
         return "\n\n" + "".join(_vicuna_turn(t, template) for t in turns) + "###"
     return _llama2_text(_alternating(turns), template)
@@ -261,8 +213,8 @@ def _alternating(turns: Turns) -> Turns:
 
 
 def _count(tokenizer: Tokenizer, text: str) -> int:
-    """Tokens of ``text`` with its own bos, not counting pad ids, as the original counts."""
-    return sum(i != PAD for i in tokenizer.encode(text, bos=True))
+    """Tokens of ``text`` with its own start, not counting pad ids, as the original counts."""
+    return sum(i != tokenizer.special.pad for i in tokenizer.encode(text, bos=True))
 
 
 def _mask_vicuna(
@@ -321,37 +273,34 @@ def _shared_prefix(tokens: np.ndarray, prefix: Sequence[int]) -> int:
 
 
 def open_turn(text: str, template: Template, first: bool = True) -> str:
-    """A user's message up to where the answer starts, as ``chat`` sends it.
-
-    Vicuna: ``###Human: text###Assistant:`` (later turns: the ``###`` already stands, as the end of
-    the answer before). Llama-2: the ``[INST]`` layout, with the system text in the first turn.
-    """
-    if template.family == "vicuna":
-        lead = f"{template.system}###" if first else ""
-        return f"{lead}{template.roles[0]}: {text}###{template.roles[1]}:"
+    """A user's message up to where the answer starts, as ``chat`` sends it."""
     if first:
-        return f"[INST] <<SYS>>\n{template.system}\n<</SYS>>\n\n{text} [/INST]"
-    return f"<s>[INST] {text} [/INST]"
+        return template.first.format(system=template.system, text=text)
+    return template.later.format(text=text)
 
 
 def close_turn(text: str, template: Template) -> str:
     """An answer and what ends it."""
-    return f" {text}###" if template.family == "vicuna" else f" {text} </s>"
+    return template.answer.format(text=text)
 
 
-def collate(examples: Sequence[TextExample], length: int) -> dict[str, np.ndarray]:
+def spoken(text: str, template: Template) -> str:
+    """The answer in a generated text: what comes before its end, without a repeated role name."""
+    text = text.split(template.stop)[0]
+    if template.family is not None:  # whose role names are ordinary text
+        text = text.split(f"{template.roles[1]}:")[-1]
+    return text.strip()
+
+
+def collate(
+    examples: Sequence[TextExample], length: int, pad: int = LLAMA.pad
+) -> dict[str, np.ndarray]:
     """Pads to ``length``: tokens and labels int32 [B, length], mask bool (the pad id is masked)."""
-    tokens = np.full((len(examples), length), PAD, np.int32)
+    tokens = np.full((len(examples), length), pad, np.int32)
     labels = np.full((len(examples), length), IGNORE, np.int32)
     for i, example in enumerate(examples):
         n = len(example.tokens)
         if n > length:
             raise PromptError(f"example {i}: got {n} tokens, expected at most {length}")
         tokens[i, :n], labels[i, :n] = example.tokens, example.labels
-    return {"tokens": tokens, "labels": labels, "mask": tokens != PAD}
-
-
-@functools.cache
-def load_tokenizer(path: str) -> Tokenizer:
-    """One tokenizer a path and process."""
-    return Tokenizer(path)
+    return {"tokens": tokens, "labels": labels, "mask": tokens != pad}

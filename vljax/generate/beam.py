@@ -1,12 +1,13 @@
 """Beam search over the cached decode, by Hugging Face's rules (transformers 4.28)."""
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vljax.data.tokenizer import LLAMA, Special
 from vljax.generate import decode
+from vljax.generate.compiled import jit
 from vljax.generate.sampling import already_said, penalised
 from vljax.models.video_llama import VideoLlama
 from vljax.nn.attention import Cache
@@ -45,7 +46,7 @@ class Answer(NamedTuple):
     """The best hypothesis of each row.
 
     Attributes:
-      ids: [B, N], its eos included where there was room for one, 0 after it.
+      ids: [B, N], its eos included where there was room for one, pad after it.
       scores: [B], sum of log-probabilities / (length with bos, without eos) ** length_penalty.
     """
 
@@ -53,7 +54,7 @@ class Answer(NamedTuple):
     scores: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "beams", "max_new_tokens"))
+@jit(("model", "beams", "max_new_tokens"))
 def beam_search(
     model: VideoLlama,
     params: Tree,
@@ -65,7 +66,7 @@ def beam_search(
     max_new_tokens: int,
     length_penalty: float | jax.Array = 1.0,
     repetition_penalty: float | jax.Array = 1.0,
-    eos: int | jax.Array = decode.EOS,
+    special: Special = LLAMA,
 ) -> Answer:
     """Continues prompts by the ``beams`` likeliest ways at every step.
 
@@ -74,7 +75,7 @@ def beam_search(
 
     Args:
       tokens, mask: [B, L], padded at the end. media: [B, M, D] for the placeholders, in order.
-      length_penalty: above 0 favours long answers. eos: the id that ends an answer.
+      length_penalty: above 0 favours long answers. special: the tokenizer's.
     """
     (B, _), K, N = tokens.shape, beams, max_new_tokens
     logits, cache = decode.prefill(model, params, tokens, mask, media, N)
@@ -84,7 +85,7 @@ def beam_search(
     finished = Finished(ids, jnp.zeros((B, K), int), jnp.full((B, K), -jnp.inf))
 
     def choose(state: State, logits: jax.Array) -> State:
-        return _choose(state, logits, length_penalty, repetition_penalty, eos)
+        return _choose(state, logits, length_penalty, repetition_penalty, special)
 
     def advance(state: State) -> State:
         last = jax.lax.dynamic_index_in_dim(state.open.ids, state.written - 1, 2, keepdims=False)
@@ -100,7 +101,7 @@ def beam_search(
         advance,
         choose(begin, jnp.repeat(logits, K, axis=0)),
     )
-    return _best(state, length_penalty, eos)
+    return _best(state, length_penalty, special)
 
 
 def _choose(
@@ -108,19 +109,19 @@ def _choose(
     logits: jax.Array,
     length_penalty: float | jax.Array,
     repetition_penalty: float | jax.Array,
-    eos: int | jax.Array,
+    special: Special,
 ) -> State:
     """Logits [B * K, V] -> the state one token on."""
     (B, K, N), V = state.open.ids.shape, logits.shape[-1]
     log_probs = jax.nn.log_softmax(logits)
-    said = already_said(state.open.ids.reshape(-1, N), state.written, V)
+    said = already_said(state.open.ids.reshape(-1, N), state.written, V, special.bos)
     log_probs = penalised(log_probs, said, repetition_penalty).reshape(B, K, V)
     sums = (state.open.scores[..., None] + log_probs).reshape(B, K * V)
     # Twice as many as needed: at most K of them end, one a beam.
     best, at = jax.lax.top_k(sums, 2 * K)
     beam, token = at // V, (at % V).astype(state.open.ids.dtype)
     ids = jnp.take_along_axis(state.open.ids, beam[..., None], axis=1)
-    ended = token == eos
+    ended = token == special.eos
 
     length = (state.written + 1).astype(jnp.float32) ** length_penalty
     # An end that is not among the K best does not count.
@@ -149,7 +150,7 @@ def _keep_best(kept: Finished, more: Finished) -> Finished:
     return Finished(ids, jnp.take_along_axis(both.lengths, at, axis=1), scores)
 
 
-def _best(state: State, length_penalty: float | jax.Array, eos: int | jax.Array) -> Answer:
+def _best(state: State, length_penalty: float | jax.Array, special: Special) -> Answer:
     """Open beams of rows that are not done count as they stand; then the best, with its eos."""
     length = (state.written + 1).astype(jnp.float32) ** length_penalty
     scores = jnp.where(state.done[:, None], -jnp.inf, state.open.scores / length)
@@ -157,7 +158,7 @@ def _best(state: State, length_penalty: float | jax.Array, eos: int | jax.Array)
     final = _keep_best(state.finished, standing)
     ids, lengths = final.ids[:, 0], final.lengths[:, :1]
     at = jnp.arange(ids.shape[1])
-    ids = jnp.where(at < lengths, ids, jnp.where(at == lengths, eos, 0))
+    ids = jnp.where(at < lengths, ids, jnp.where(at == lengths, special.eos, special.pad))
     return Answer(ids, final.scores[:, 0])
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vljax.generate.engine import Engine, Request, load_engine
 from vljax.generate.media import Media, read_media
@@ -56,7 +57,7 @@ class Model:
         sampling: Sampling = Sampling(),
     ) -> Conversation:
         """Opens a file for several questions."""
-        media = read_media(clip, self.engine.size, look, listen)
+        media = read_media(clip, self.engine.size, *self.engine.senses(look, listen))
         return Conversation(self.engine, media, sampling)
 
     def generate(
@@ -66,10 +67,11 @@ class Model:
         return self.engine.answer(requests, sampling, seed)
 
 
-def load(name: str | Path = "tiny") -> Model:
+def load(name: str | Path = "tiny", dtype: Any = None) -> Model:
     """Loads "tiny", which comes with the package, or a folder of weights.
 
-    Raises WeightsError for a folder that holds none.
+    ``dtype`` to hold them and compute in; by default, what the folder says. Raises WeightsError
+    for a folder that holds none.
     """
     folder = TINY_WEIGHTS if str(name) == "tiny" else Path(name)
-    return Model(load_engine(folder), str(name))
+    return Model(load_engine(folder, dtype), str(name))

@@ -1,12 +1,12 @@
 """Prefill and cached decoding as pure functions of arrays, compiled once a shape."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vljax.data.text import EOS
+from vljax.data.tokenizer import LLAMA, Special
+from vljax.generate.compiled import jit
 from vljax.generate.sampling import Sampling, already_said, choose, penalised
 from vljax.models.video_llama import VideoLlama, normalise
 from vljax.nn.attention import Cache
@@ -79,7 +79,7 @@ def _apply(model: VideoLlama, params: Tree, method: str, *args: Any) -> Any:
     return model.apply({"params": params}, *args, method=method)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling", "stops"))
+@jit(("model", "sampling", "stops"))
 def generate(
     model: VideoLlama,
     params: Tree,
@@ -89,15 +89,16 @@ def generate(
     key: jax.Array,
     sampling: Sampling,
     stops: Stops,
-    eos: int | jax.Array = EOS,
+    special: Special = LLAMA,
 ) -> tuple[jax.Array, jax.Array]:
     """Continues prompts until each row has stopped.
 
     Args:
       tokens, mask: [B, L], padded at the end. media: [B, M, D] for the placeholders, in order.
-      stops: token sequences that end a row (they stay in its ids), besides ``eos``.
+      stops: token sequences that end a row (they stay in its ids), besides eos.
+      special: the tokenizer's.
 
-    Returns ids [B, max_new_tokens], 0 after a row's end, and the logits [B, V] after the prompt.
+    Returns ids [B, max_new_tokens], pad after a row's end, and the logits [B, V] after the prompt.
     """
     B, N = tokens.shape[0], sampling.max_new_tokens
     first_logits, cache = prefill(model, params, tokens, mask, media, N)
@@ -109,14 +110,14 @@ def generate(
     def emit(step: Step, logits: jax.Array) -> Step:
         key, now = jax.random.split(step.key)
         if sampling.repetition_penalty != 1:
-            said = already_said(step.ids, step.written, logits.shape[-1])
+            said = already_said(step.ids, step.written, logits.shape[-1], special.bos)
             logits = penalised(logits, said, sampling.repetition_penalty)
-        token = jnp.where(step.done, 0, choose(logits, now, sampling))
+        token = jnp.where(step.done, special.pad, choose(logits, now, sampling))
         ids = jax.lax.dynamic_update_slice(step.ids, token[:, None], (0, step.written))
-        done = step.done | (token == eos) | _ends(ids, step.written, stops)
+        done = step.done | (token == special.eos) | _ends(ids, step.written, stops)
         return Step(ids, step.written + 1, token, step.cache, done, key)
 
-    ids = jnp.zeros((B, N), tokens.dtype)
+    ids = jnp.full((B, N), special.pad, tokens.dtype)
     nothing = jnp.zeros(B, tokens.dtype)
     begin = Step(ids, jnp.zeros((), int), nothing, cache, jnp.zeros(B, bool), key)
     state = jax.lax.while_loop(
@@ -137,7 +138,7 @@ def _ends(ids: jax.Array, last: jax.Array, stops: Stops) -> jax.Array:
     return ended
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@jit("model")
 def encode_frames(
     model: VideoLlama, params: Tree, frames: jax.Array, valid: jax.Array
 ) -> jax.Array:
@@ -150,7 +151,7 @@ def encode_frames(
     return media
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@jit("model")
 def encode_sound(model: VideoLlama, params: Tree, mel: jax.Array) -> jax.Array:
     """mel float32 [B, S, bins, frames] -> soft prompts [B, queries, D]."""
 

@@ -12,17 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from vljax import store
-from vljax.data.text import PAD, TEMPLATES, Template, Tokenizer, close_turn, open_turn
+from vljax.data.text import TEMPLATES, Template, close_turn, open_turn, spoken
+from vljax.data.tokenizer import Tokenizer
 from vljax.generate import decode
 from vljax.generate.media import FRAMES, Media
 from vljax.generate.sampling import Sampling
-from vljax.models.sizes import VideoLlamaSize, video_llama_size
+from vljax.models.sizes import VideoLlamaSize, size_of
 from vljax.models.video_llama import VideoLlama, abstract_parameters
 from vljax.store import Tree, WeightsError
 
 log = logging.getLogger(__name__)
 LENGTHS = (64, 128, 256, 512, 1024, 2000)  # of prompts; one program each
 SIZES = (1, 4, 16, 64)  # of batches
+ONLY_TRAINING = ("imagebind/vision",)  # the audio branch learns from sights
+SIGHT = {"frame_encoder", "frame_position", "video_qformer", "video_proj"}
+SOUND = {"imagebind", "audio_position", "audio_qformer", "audio_proj"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,24 @@ class Engine:
         self.model = VideoLlama(self.size, self.dtype)
         self.stops = self.tokenizer.stop_ids(self.template.stop)
 
+    def senses(self, look: bool = True, listen: bool = True) -> tuple[bool, bool]:
+        """Which of the senses asked for these weights have; warns of one they lack.
+
+        Raises WeightsError where they have none of them.
+        """
+        sees = look and self.params.keys() >= SIGHT
+        hears = listen and self.params.keys() >= SOUND
+        if (look or listen) and not (sees or hears):
+            raise WeightsError(
+                f"weights: got {', '.join(self.params)}, which neither see nor hear; convert the "
+                "files of all parts together"
+            )
+        if listen and not hears:
+            log.warning("these weights have no audio branch: the sound is not used")
+        if look and not sees:
+            log.warning("these weights have no vision branch: the picture is not used")
+        return sees, hears
+
     def answer(
         self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
     ) -> list[str]:
@@ -67,10 +89,10 @@ class Engine:
     def prompt(self, request: Request) -> str:
         """The whole prompt as text, ``<ImageHere>`` where media stand."""
         lead = media_message(request.media, self.template)
-        spoken = [*request.history, ("human", request.question)]
-        first = f"{lead} {spoken[0][1]}" if lead else spoken[0][1]
+        said = [*request.history, ("human", request.question)]
+        first = f"{lead} {said[0][1]}" if lead else said[0][1]
         text = open_turn(first, self.template)
-        for role, words in spoken[1:]:
+        for role, words in said[1:]:
             if role == "human":
                 text += open_turn(words, self.template, first=False)
             else:
@@ -121,11 +143,11 @@ class Engine:
         room = LENGTHS[-1] - sampling.max_new_tokens
         prompts = [self.prompt_ids(r, room) for r in padded]
         length = _fit(max(map(len, prompts)), LENGTHS)
-        tokens = np.full((len(padded), length), PAD, np.int32)
+        tokens = np.full((len(padded), length), self.tokenizer.special.pad, np.int32)
         mask = np.zeros((len(padded), length), bool)
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
-        ids, _ = decode.generate(
+        answers, _ = decode.generate(
             self.model,
             self.params,
             tokens,
@@ -134,13 +156,13 @@ class Engine:
             jax.random.key(seed),
             sampling,
             self.stops,
+            self.tokenizer.special,
         )
-        return [self.text(row) for row in np.asarray(ids)[: len(requests)]]
+        return [self.text(row) for row in np.asarray(answers)[: len(requests)]]
 
     def text(self, ids: np.ndarray) -> str:
         """What a row of ids says, up to where it stopped."""
-        text = self.tokenizer.decode(ids.tolist()).split(self.template.stop)[0]
-        return text.split(f"{self.template.roles[1]}:")[-1].strip()
+        return spoken(self.tokenizer.decode(ids.tolist()), self.template)
 
 
 def media_message(media: Media | None, template: Template) -> str:
@@ -155,19 +177,33 @@ def media_message(media: Media | None, template: Template) -> str:
     return template.sound_image if media.still else template.sound_video
 
 
-def load_engine(folder: str | Path) -> Engine:
-    """The model in a folder that ``vljax train`` (stage=all) wrote."""
+def load_engine(folder: str | Path, dtype: Any = None) -> Engine:
+    """The model in a folder that ``vljax train`` (stage=all) or ``vljax convert`` wrote.
+
+    Computes in ``dtype``, by default in what the manifest says. Where a converted set lacks a
+    branch, the engine does too.
+    """
     folder = Path(folder)
-    params, manifest = store.load(folder)
+    manifest = store.read_manifest(folder)
     if "template" not in manifest:
         raise WeightsError(
             f"{folder}: holds one stage's weights ({manifest.get('run')}), expected a whole model; "
             "name the folder that stage=all wrote"
         )
-    size = video_llama_size(manifest["size"], manifest["llm"])
-    tokenizer = Tokenizer(folder / "tokenizer.model")
-    params = store.pick(params, nn.unbox(abstract_parameters(size)), str(folder))
-    return Engine(size, jax.device_put(params), tokenizer, TEMPLATES[manifest["template"]])
+    size = size_of(manifest)
+    tokenizer = Tokenizer(folder, size.llama.vocab)
+    dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
+    wanted = store.flatten(nn.unbox(abstract_parameters(size)))
+    parts = tuple(manifest.get("parts", wanted))
+    wanted = {n: x for n, x in wanted.items() if store.is_under(n, parts)}
+    wanted = {n: x for n, x in wanted.items() if not store.is_under(n, ONLY_TRAINING)}
+    params, _ = store.load(folder, dtype, tuple(wanted))
+    picked = store.flatten(store.pick(params, store.unflatten(wanted), str(folder)))
+    del params
+    for name in picked:  # one by one, so that not all are held twice
+        picked[name] = jax.device_put(picked[name])
+    template = TEMPLATES[manifest["template"]]
+    return Engine(size, store.unflatten(picked), tokenizer, template, dtype)
 
 
 def _kind(media: Media | None) -> tuple[bool, bool]:

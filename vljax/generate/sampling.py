@@ -5,8 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vljax.data.text import BOS
-
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -59,7 +57,7 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
     return logits
 
 
-def already_said(ids: jax.Array, written: jax.Array, vocab: int) -> jax.Array:
+def already_said(ids: jax.Array, written: jax.Array, vocab: int, bos: int | jax.Array) -> jax.Array:
     """bool [B, V]: the first ``written`` of a row's generated ids [B, N], and bos.
 
     bos, because the original's answers begin with one that the model never saw; the prompt is not
@@ -68,7 +66,7 @@ def already_said(ids: jax.Array, written: jax.Array, vocab: int) -> jax.Array:
     rows = jnp.arange(ids.shape[0])[:, None]
     there = jnp.broadcast_to(jnp.arange(ids.shape[1]) < written, ids.shape)
     said = jnp.zeros((ids.shape[0], vocab), bool).at[rows, ids].max(there)
-    return said.at[:, BOS].set(True)
+    return said.at[:, bos].set(True)
 
 
 def penalised(scores: jax.Array, said: jax.Array, penalty: float | jax.Array) -> jax.Array:

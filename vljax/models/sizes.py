@@ -1,6 +1,9 @@
 """Every size of every tower, as frozen dataclasses. Modules take these and know no other number."""
 
 import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
 
 from vljax.data.audio import AudioSpec
 
@@ -153,20 +156,78 @@ TINY = VideoLlamaSize(
     position_std=0.7,
 )
 
-# LLaMA-1 (Vicuna) norms with 1e-6, Llama-2 with 1e-5.
+SMOLLM2_135M = LlamaSize(
+    vocab=49152,
+    width=576,
+    depth=30,
+    heads=9,
+    kv_heads=3,
+    mlp=1536,
+    eps=1e-5,
+    rope_base=100000.0,
+    tied=True,
+)
+
+# A decoder's own size comes first. LLaMA-1 (Vicuna) norms with 1e-6, Llama-2 with 1e-5.
 DECODERS = {
     ("7b", "vicuna"): LLAMA_7B,
     ("13b", "vicuna"): LLAMA_13B,
     ("7b", "llama2"): dataclasses.replace(LLAMA_7B, eps=1e-5),
     ("13b", "llama2"): dataclasses.replace(LLAMA_13B, eps=1e-5),
+    ("135m", "smollm2_135m"): SMOLLM2_135M,
 }
 
 
-def video_llama_size(size: str, llm: str = "vicuna") -> VideoLlamaSize:
-    """The named size with the named decoder. Raises ValueError for a pair that does not exist."""
+def own_size(llm: str) -> str:
+    """The size that a decoder is meant by its name alone: vicuna is 7b. Raises ValueError."""
+    for size, name in DECODERS:
+        if name == llm:
+            return size
+    known = ", ".join(dict.fromkeys(name for _, name in DECODERS))
+    raise ValueError(f"llm: got {llm}, expected one of {known}")
+
+
+def video_llama_size(size: str = "", llm: str = "vicuna") -> VideoLlamaSize:
+    """The named size, by default the decoder's own, with the named decoder.
+
+    Raises ValueError for a pair that does not exist.
+    """
+    size = size or own_size(llm)
     if size == "tiny" and llm == "vicuna":
         return TINY
     if (size, llm) not in DECODERS:
         pairs = ", ".join(f"size={s},llm={m}" for s, m in [("tiny", "vicuna"), *DECODERS])
         raise ValueError(f"size={size},llm={llm}: no such model; choose one of {pairs}")
     return VideoLlamaSize(name=size, llama=DECODERS[size, llm])
+
+
+def size_of(manifest: Mapping[str, Any]) -> VideoLlamaSize:
+    """The size that a manifest states, whole ("model") or by its name."""
+    if "model" in manifest:
+        return size_from_dict(manifest["model"])
+    return video_llama_size(manifest["size"], manifest["llm"])
+
+
+def size_as_dict(size: VideoLlamaSize) -> dict[str, Any]:
+    """Nested dicts of plain numbers, for a manifest."""
+    return dataclasses.asdict(size)
+
+
+def size_from_dict(fields: Mapping[str, Any]) -> VideoLlamaSize:
+    """The inverse of ``size_as_dict``. Raises ValueError for fields that are not a size's."""
+    try:
+        return _from_dict(VideoLlamaSize, fields)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"size: {error}; expected the fields of a VideoLlamaSize") from error
+
+
+def _from_dict(kind: Any, fields: Mapping[str, Any]) -> Any:
+    types = typing.get_type_hints(kind)
+    return kind(
+        **{
+            name: _from_dict(types[name], value)
+            if dataclasses.is_dataclass(types.get(name))
+            else value
+            for name, value in fields.items()
+        }
+    )

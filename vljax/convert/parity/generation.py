@@ -10,7 +10,7 @@ import numpy as np
 from vljax.convert.parity.compare import EXACT, Check, Tolerance
 from vljax.convert.parity.golden import GoldenSet
 from vljax.convert.parity.language import BUCKET
-from vljax.data.text import BOS, PAD
+from vljax.data.tokenizer import LLAMA, Special
 from vljax.generate import decode
 from vljax.generate.beam import beam_search
 from vljax.generate.sampling import Sampling, filtered
@@ -36,7 +36,7 @@ class Chat:
         prompt = golden.texts["inference"][name]["prompt"]
         ids = golden.tokenizer.encode_prompt(prompt, counts)
         self.length = len(ids)
-        self.tokens = np.full((1, self.length + -self.length % BUCKET), PAD, np.int32)
+        self.tokens = np.full((1, self.length + -self.length % BUCKET), LLAMA.pad, np.int32)
         self.tokens[0, : self.length] = ids
         self.mask = np.arange(self.tokens.shape[1])[None] < self.length
         media = [golden.soft_prompts[kind][:1] for kind in kinds]
@@ -64,7 +64,7 @@ class Chat:
             jax.random.key(0),
             sampling,
             stops,
-            self._eos(eos),
+            self._special(eos),
         )
         return with_bos(ids), logits
 
@@ -84,12 +84,13 @@ class Chat:
             beams=beams,
             max_new_tokens=self.most,
             length_penalty=penalty,
-            eos=self._eos(eos),
+            special=self._special(eos),
         )
         return with_bos(answer.ids), answer.scores
 
-    def _eos(self, eos: int | None) -> jax.Array:
-        return jnp.asarray(self.golden.config["eos_token_id"] if eos is None else eos, jnp.int32)
+    def _special(self, eos: int | None) -> Special:
+        special = self.golden.tokenizer.special
+        return special if eos is None else special._replace(eos=eos)
 
 
 def _steps(
@@ -113,7 +114,7 @@ def with_bos(ids: Any) -> np.ndarray:
     """Ids [1, N] -> as the original tells them: bos first, and nothing after the end."""
     row = np.asarray(ids)[0]
     written = np.flatnonzero(row)
-    return np.concatenate([[BOS], row[: written[-1] + 1 if len(written) else 0]])[None]
+    return np.concatenate([[LLAMA.bos], row[: written[-1] + 1 if len(written) else 0]])[None]
 
 
 def generation(golden: GoldenSet, check: Check) -> None:

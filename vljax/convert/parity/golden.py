@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vljax.convert.towers import to_vljax
-from vljax.data.text import Tokenizer
+from vljax.data.tokenizer import Tokenizer
 from vljax.models.sizes import (
     ImageBindSize,
     LlamaSize,

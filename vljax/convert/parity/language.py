@@ -10,15 +10,14 @@ from vljax.convert.parity.compare import EXACT, Check
 from vljax.convert.parity.golden import GoldenSet
 from vljax.data.text import (
     IGNORE,
-    IMAGE_HERE,
     LLAMA2,
-    PAD,
     VICUNA,
     TextExample,
     caption_example,
     collate,
     conversation_example,
 )
+from vljax.data.tokenizer import IMAGE_HERE, LLAMA
 from vljax.models.video_llama import VideoLlama
 from vljax.train.objectives import language_loss
 
@@ -115,7 +114,7 @@ def forward(
 def _padded(batch: Batch) -> Batch:
     """The batch with padding up to a multiple of BUCKET, which changes no number before it."""
     width = -batch["tokens"].shape[1] % BUCKET
-    fill = {"tokens": PAD, "labels": IGNORE, "mask": False}
+    fill = {"tokens": LLAMA.pad, "labels": IGNORE, "mask": False}
     return {
         name: np.pad(x, ((0, 0), (0, width)), constant_values=fill[name])
         for name, x in batch.items()

@@ -1,5 +1,6 @@
 """Texts and tables: captions, prompts, conversations, schedules, and what the config states."""
 
+import dataclasses
 import re
 
 import jax
@@ -12,17 +13,8 @@ from vljax.convert.parity.training import trainable_names
 from vljax.convert.towers import SOUND_SCALE, to_torch
 from vljax.data.captions import clean_caption
 from vljax.data.pipeline import TextSpec
-from vljax.data.text import (
-    AUDIO_HERE,
-    BOS,
-    EOS,
-    IMAGE_HERE,
-    PAD,
-    Template,
-    close_turn,
-    expand,
-    open_turn,
-)
+from vljax.data.text import Template, close_turn, expand, open_turn
+from vljax.data.tokenizer import AUDIO_HERE, IMAGE_HERE
 from vljax.models import qformer, video_llama
 from vljax.nn import block
 from vljax.train.optimizer import OptimizerConfig, schedule
@@ -107,10 +99,7 @@ def _asked_again(prompt: str) -> str:
 
 
 def _with_system(family: str, system: str) -> Template:
-    template = TEMPLATES[family]
-    return Template(
-        template.family, template.caption, template.end, template.stop, template.roles, system
-    )
+    return dataclasses.replace(TEMPLATES[family], system=system)
 
 
 # peak, minimum, warm-up steps, steps an epoch, epochs: the original's four stages, and one whose
@@ -158,9 +147,9 @@ def config(golden: GoldenSet, check: Check) -> None:
         "vit_layer_norm_eps": block.EPS,
         "ln_vision_eps": video_llama.LN_VISION_EPS,
         "bert_layer_norm_eps": qformer.EPS,
-        "pad_token_id": PAD,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
+        "pad_token_id": tokenizer.special.pad,
+        "bos_token_id": tokenizer.special.bos,
+        "eos_token_id": tokenizer.special.eos,
         "image_here_id": tokenizer.encode(IMAGE_HERE)[0],
         "audio_here_id": tokenizer.encode(AUDIO_HERE)[0],
         "vocab": tokenizer.vocab,

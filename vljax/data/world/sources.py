@@ -7,7 +7,7 @@ import numpy as np
 
 from vljax.data.audio import AudioSpec
 from vljax.data.pipeline import HostBatch
-from vljax.data.text import load_tokenizer
+from vljax.data.tokenizer import load_tokenizer
 from vljax.data.world import pretrain
 
 
