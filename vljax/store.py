@@ -9,6 +9,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import jax
 import numpy as np
 
 Tree = dict[str, Any]
+SLICED = 32 * 2**20  # bytes beyond which stacked arrays are written and read a slice at a time
+ALIGN = 64  # bytes
 
 logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every step it takes
 
@@ -142,12 +145,7 @@ class Writer:
             "order": "C",
             "filters": None,
         }
-        kvstore = {
-            "driver": "ocdbt",
-            "base": f"file://{self.folder / 'params'}/",
-            "path": name.replace("/", ".") + "/",
-        }
-        spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata}
+        spec = _spec(self.folder / "params", name) | {"metadata": metadata}
         opened = ts.open(spec, create=True, delete_existing=True, transaction=self._transaction)
         return opened.result()
 
@@ -181,19 +179,38 @@ def load(
         if shapes_hash(unflatten(structure)) != manifest["shapes"]:
             raise WeightsError(f"{path}: its arrays are not those of manifest.json; copy both anew")
         wanted = {n: x for n, x in structure.items() if not under or is_under(n, under)}
-        if not wanted:
-            return {}, manifest
-        option = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
-        restore = ocp.args.PyTreeRestore(
-            item=unflatten(wanted),
-            restore_args=unflatten(dict.fromkeys(wanted, option)),
-            partial_restore=True,
-        )
-        return reader.restore(path, args=restore), manifest
+        return unflatten({name: _read(path, name, dtype) for name in wanted}), manifest
     except WeightsError:
         raise
     except (ValueError, FileNotFoundError, KeyError) as error:
         raise WeightsError(f"{path}: can't be read as weights ({error}); copy it anew") from error
+
+
+def _read(params: Path, name: str, dtype: Any) -> np.ndarray:
+    """One array, a chunk at a time where its chunks are slices.
+
+    Its memory begins where JAX wants it, so that on the CPU it is used as it is and not copied.
+    """
+    import tensorstore as ts
+
+    array = ts.open(_spec(params, name), open=True, read=True).result()
+    dtype = np.dtype(array.dtype.numpy_dtype if dtype is None else dtype)
+    room = np.empty(math.prod(array.shape) * dtype.itemsize + ALIGN, np.uint8)
+    begin = -room.ctypes.data % ALIGN
+    out = room[begin : len(room) - ALIGN + begin].view(dtype).reshape(array.shape)
+    chunk = array.chunk_layout.read_chunk.shape or (0,)
+    if chunk[0] == 1 and out.nbytes > SLICED:
+        for i in range(len(out)):
+            out[i] = array[i].read().result()
+    else:
+        out[...] = array.read().result()
+    return out
+
+
+def _spec(params: Path, name: str) -> dict[str, Any]:
+    """Where Orbax keeps an array, for tensorstore."""
+    where = {"base": f"file://{params}/", "path": name.replace("/", ".") + "/"}
+    return {"driver": "zarr", "kvstore": {"driver": "ocdbt", **where}}
 
 
 def is_under(name: str, prefixes: tuple[str, ...]) -> bool:

@@ -23,6 +23,9 @@ class Parrot:
 
     size = TINY
 
+    def senses(self, look, listen):
+        return look, listen
+
     def answer(self, requests, sampling, seed):
         given = requests[0].media
         kinds = {"picture": given.frames is not None, "sound": given.mel is not None}
@@ -32,7 +35,9 @@ class Parrot:
 
 @pytest.fixture
 def parrot(monkeypatch):
-    monkeypatch.setattr("vljax.generate.chat.load", lambda name: SimpleNamespace(engine=Parrot()))
+    monkeypatch.setattr(
+        "vljax.generate.chat.load", lambda name, dtype: SimpleNamespace(engine=Parrot())
+    )
 
 
 @pytest.fixture

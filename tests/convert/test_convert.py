@@ -78,9 +78,9 @@ def direct(weights):
     return to_vljax(weights, SIZE)[0]
 
 
-@pytest.mark.parametrize("sliced", [convert_module.SLICED, 0])
+@pytest.mark.parametrize("sliced", [store.SLICED, 0])
 def test_all_files_together(run, direct, monkeypatch, sliced):
-    monkeypatch.setattr(convert_module, "SLICED", sliced)
+    monkeypatch.setattr(store, "SLICED", sliced)
     monkeypatch.setattr(store.Writer, "HELD", 10**5)
     code, out, said = run()
     assert code == 0, said
@@ -101,10 +101,10 @@ def test_all_files_together(run, direct, monkeypatch, sliced):
         ("eva_vit_g.pth", "43 loaded, 2 known to be dropped", {"frame_encoder/vit"}),
         (
             "blip2.pth",
-            "70 loaded, 3 known to be dropped",
+            "73 loaded, 3 known to be dropped",
             {"frame_encoder/ln_vision", "frame_encoder/qformer"},
         ),
-        ("imagebind_huge.pth", "66 loaded, 1 known to be dropped", {"imagebind"}),
+        ("imagebind_huge.pth", "68 loaded, 1 known to be dropped", {"imagebind"}),
         ("llama", "21 loaded, 0 known to be dropped", {"llama"}),
         ("minigpt4.pth", "2 loaded", {"video_proj"}),
         ("vl.pth", "58 loaded", {"frame_position", "video_qformer", "video_proj"}),
@@ -228,6 +228,10 @@ def test_delta_is_added_in_float32(run, tmp_path, weights, pad):
     table = params["llama"]["tokens"]["embedding"]
     assert len(table) == rows == manifest["model"]["llama"]["vocab"]
     assert len(manifest["sources"]) == 2
+    added = out / "added_tokens.json"
+    assert (json.loads(added.read_text()) if added.exists() else {}) == (
+        {"[PAD]": size.vocab} if pad else {}
+    )
     if pad:  # a row that the base has not: zeros, plus the delta's
         assert np.array_equal(table[-1], row[0])
         model = vljax.load(out)
@@ -334,7 +338,7 @@ def test_memory_is_near_the_largest_tensor(tmp_path, monkeypatch):
     names = published.torch_shapes(size)
     weights = published.Random({n: s for n, s in names.items() if n.startswith("llama_model.")})
     given = published.write_published(tmp_path, weights, size, TOKENIZER)
-    monkeypatch.setattr(convert_module, "SLICED", 2**18)
+    monkeypatch.setattr(store, "SLICED", 2**18)
     monkeypatch.setattr(store.Writer, "HELD", 2**18)
     plan = make_plan(list(given.values()), Options())
     largest = 512 * 256 * 4

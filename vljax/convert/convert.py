@@ -1,6 +1,7 @@
 """Published files -> one folder of weights, a tensor at a time and all or nothing."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vljax import __version__
+from vljax import __version__, store
 from vljax.convert.layouts import UNITS
 from vljax.convert.mapping import Rule
 from vljax.convert.plan import TOKENIZERS, Options, Plan
@@ -19,7 +20,6 @@ from vljax.models.sizes import size_as_dict
 from vljax.progress import Progress
 from vljax.store import WeightsError, Writer
 
-SLICED = 32 * 2**20  # bytes beyond which a stacked parameter is written a layer at a time
 BESIDE = (*TOKENIZERS, "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 Step = Callable[[int], None]  # told how many bytes were dealt with
 
@@ -49,6 +49,8 @@ def convert(plan: Plan, out: Path, options: Options) -> None:
             write(rule, plan.tensors, writer, step)
         for file in tokenizers:
             shutil.copyfile(file, partial / file.name)
+        if plan.added:
+            (partial / "added_tokens.json").write_text(json.dumps(plan.added) + "\n")
         if gguf := _gguf(plan):
             from vljax.convert.gguf import write_tokenizer
 
@@ -68,7 +70,7 @@ def write(rule: Rule, tensors: Mapping[str, np.ndarray], writer: Writer, step: S
         return cast(tensors[name], wanted.dtype, name)
 
     nbytes = wanted.size * wanted.dtype.itemsize
-    if not (rule.stacked and nbytes > SLICED):
+    if not (rule.stacked and nbytes > store.SLICED):
         writer.write(rule.name, rule.build(get))
         step(nbytes)
         return

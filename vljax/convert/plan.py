@@ -24,6 +24,7 @@ from vljax.models.sizes import (
 from vljax.store import WeightsError
 
 DTYPES = ("keep", "bfloat16", "float16", "float32")
+EMBEDDING = "llama_model.model.embed_tokens.weight"
 POSITIONS = "visual_encoder.pos_embed"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
@@ -56,7 +57,13 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """``table``: the rules to build, of whole parts. ``units``: keys of UNITS. ``dtypes``: ours."""
+    """What is decided.
+
+    Attributes:
+      tensors: of all files, by whole-model names. size: of the model. template: its prompts'.
+      table: the rules to build, of whole parts. units: keys of UNITS. dtypes: by our names.
+      coverage: by file. added: tokens that a delta adds to the base's tokeniser, and their ids.
+    """
 
     sources: tuple[Source, ...]
     tensors: Tensors
@@ -66,6 +73,7 @@ class Plan:
     coverage: dict[Path, Coverage]
     dtypes: dict[str, np.dtype]
     template: str
+    added: dict[str, int]
 
     @property
     def decoder(self) -> Source | None:
@@ -79,10 +87,13 @@ def make_plan(paths: Sequence[Path], options: Options) -> Plan:
     a file is in ``coverage``: see ``require_complete``.
     """
     sources = sorted(map(open_source, paths), key=lambda s: s.layout.order)
+    added: dict[str, int] = {}
     if options.delta is not None:
+        before = _rows(sources)
         sources = [_add_delta(s, options.delta) for s in sources]
-        if all(s.layout.name != "llama" for s in sources):
+        if not before:
             raise WeightsError(f"--delta={options.delta}: got no LLaMA folder to add it to")
+        added = {"[PAD]": before} if _rows(sources) > before else {}
     _require_distinct(sources)
     size = choose_size(sources, options)
     tensors = joined([s.tensors for s in sources])
@@ -110,6 +121,7 @@ def make_plan(paths: Sequence[Path], options: Options) -> Plan:
         coverage,
         {rule.name: _dtype(rule, tensors, size, options.dtype) for rule in whole},
         template,
+        added,
     )
 
 
@@ -117,6 +129,12 @@ def open_source(path: Path) -> Source:
     tensors = open_tensors(path)
     layout = layouts.identify(path, tensors)
     return Source(path, layout, layouts.as_whole(layout, tensors))
+
+
+def _rows(sources: Sequence[Source]) -> int:
+    """Of the embedding; 0 without one."""
+    found = [s.tensors.info(EMBEDDING).shape[0] for s in sources if EMBEDDING in s.tensors]
+    return found[0] if found else 0
 
 
 def _add_delta(source: Source, folder: Path) -> Source:
@@ -182,10 +200,7 @@ def _decoder(source: Source) -> LlamaSize:
     if "config" not in source.tensors.metadata:
         raise WeightsError(f"{source.path}: got no config.json beside the LLaMA; name its folder")
     size = layouts.decoder_size(source.tensors.metadata["config"], source.path / "config.json")
-    name = "llama_model.model.embed_tokens.weight"
-    if name not in source.tensors:
-        return size
-    return dataclasses.replace(size, vocab=source.tensors.info(name).shape[0])
+    return dataclasses.replace(size, vocab=_rows([source]) or size.vocab)
 
 
 def _require_llm(path: Path, decoder: LlamaSize, llm: str) -> None:

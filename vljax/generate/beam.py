@@ -1,6 +1,5 @@
 """Beam search over the cached decode, by Hugging Face's rules (transformers 4.28)."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 
 from vljax.data.tokenizer import LLAMA, Special
 from vljax.generate import decode
+from vljax.generate.compiled import jit
 from vljax.generate.sampling import already_said, penalised
 from vljax.models.video_llama import VideoLlama
 from vljax.nn.attention import Cache
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
     scores: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "beams", "max_new_tokens"))
+@jit(("model", "beams", "max_new_tokens"))
 def beam_search(
     model: VideoLlama,
     params: Tree,

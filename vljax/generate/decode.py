@@ -1,12 +1,12 @@
 """Prefill and cached decoding as pure functions of arrays, compiled once a shape."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vljax.data.tokenizer import LLAMA, Special
+from vljax.generate.compiled import jit
 from vljax.generate.sampling import Sampling, already_said, choose, penalised
 from vljax.models.video_llama import VideoLlama, normalise
 from vljax.nn.attention import Cache
@@ -79,7 +79,7 @@ def _apply(model: VideoLlama, params: Tree, method: str, *args: Any) -> Any:
     return model.apply({"params": params}, *args, method=method)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling", "stops"))
+@jit(("model", "sampling", "stops"))
 def generate(
     model: VideoLlama,
     params: Tree,
@@ -138,7 +138,7 @@ def _ends(ids: jax.Array, last: jax.Array, stops: Stops) -> jax.Array:
     return ended
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@jit("model")
 def encode_frames(
     model: VideoLlama, params: Tree, frames: jax.Array, valid: jax.Array
 ) -> jax.Array:
@@ -151,7 +151,7 @@ def encode_frames(
     return media
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@jit("model")
 def encode_sound(model: VideoLlama, params: Tree, mel: jax.Array) -> jax.Array:
     """mel float32 [B, S, bins, frames] -> soft prompts [B, queries, D]."""
 

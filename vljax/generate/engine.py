@@ -24,6 +24,7 @@ from vljax.store import Tree, WeightsError
 log = logging.getLogger(__name__)
 LENGTHS = (64, 128, 256, 512, 1024, 2000)  # of prompts; one program each
 SIZES = (1, 4, 16, 64)  # of batches
+ONLY_TRAINING = ("imagebind/vision",)  # the audio branch learns from sights
 SIGHT = {"frame_encoder", "frame_position", "video_qformer", "video_proj"}
 SOUND = {"imagebind", "audio_position", "audio_qformer", "audio_proj"}
 
@@ -146,7 +147,7 @@ class Engine:
         mask = np.zeros((len(padded), length), bool)
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
-        ids, _ = decode.generate(
+        answers, _ = decode.generate(
             self.model,
             self.params,
             tokens,
@@ -157,7 +158,7 @@ class Engine:
             self.stops,
             self.tokenizer.special,
         )
-        return [self.text(row) for row in np.asarray(ids)[: len(requests)]]
+        return [self.text(row) for row in np.asarray(answers)[: len(requests)]]
 
     def text(self, ids: np.ndarray) -> str:
         """What a row of ids says, up to where it stopped."""
@@ -193,10 +194,10 @@ def load_engine(folder: str | Path, dtype: Any = None) -> Engine:
     tokenizer = Tokenizer(folder, size.llama.vocab)
     dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
     wanted = store.flatten(nn.unbox(abstract_parameters(size)))
-    if "parts" in manifest:
-        parts = tuple(manifest["parts"])
-        wanted = {n: x for n, x in wanted.items() if store.is_under(n, parts)}
-    params, _ = store.load(folder, dtype)
+    parts = tuple(manifest.get("parts", wanted))
+    wanted = {n: x for n, x in wanted.items() if store.is_under(n, parts)}
+    wanted = {n: x for n, x in wanted.items() if not store.is_under(n, ONLY_TRAINING)}
+    params, _ = store.load(folder, dtype, tuple(wanted))
     picked = store.flatten(store.pick(params, store.unflatten(wanted), str(folder)))
     del params
     for name in picked:  # one by one, so that not all are held twice
