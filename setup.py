@@ -22,6 +22,8 @@ BASE = [
     "pillow>=11",
 ]
 DATA = ["tensorflow-cpu>=2.21", "tensorflow-datasets>=4.9.10", "matplotlib>=3.10"]
+CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
+PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 DEV = ["pytest>=9", "ruff>=0.14", "mypy>=1.18", "chex>=0.1.92", "librosa>=0.11"]
 
 setup(
@@ -37,7 +39,9 @@ setup(
     install_requires=BASE,
     extras_require={
         "data": DATA,
-        "dev": DATA + DEV,
+        "convert": CONVERT,
+        "parity": PARITY,
+        "dev": DATA + CONVERT + DEV,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },

@@ -217,7 +217,7 @@ def test_qformer(name):
 
 
 QUESTIONS = [
-    "What is the capital of France, and what is it known for?",
+    "Describe the capital of France and its sights in detail.",
     "Write a short story about a dog and a boat.",
     "Explain how a rainbow forms.",
     "List ten animals and the sound of each.",

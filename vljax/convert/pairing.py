@@ -142,13 +142,13 @@ def family_of_decoder(
             return Claim(place, family, f"{why} is {name!r}")
     if "[PAD]" in added or tokens == 32001:
         return Claim(place, "vicuna", "it has the [PAD] token of Vicuna's first version")
-    if tokens not in (None, 32000):  # neither; its norms' eps tells nothing
-        return None
     marks = {
         "rms_norm_eps": {1e-6: "vicuna", 1e-5: "llama2"},
         "max_position_embeddings": {2048: "vicuna", 4096: "llama2"},
     }
     found = {field: families.get(config.get(field, -1)) for field, families in marks.items()}
+    if config.get("max_position_embeddings") and not found["max_position_embeddings"]:
+        return None  # neither's, such as SmolLM2's 8192: its eps tells nothing
     known = {field: family for field, family in found.items() if family}
     if len(set(known.values())) != 1:
         return None
