@@ -40,7 +40,8 @@ def healthy(args: argparse.Namespace) -> bool:
     template = args.template or args.llm
     findings = examine(args.files, template, not args.quick, Megabytes())
     if args.delta:
-        findings += examine([args.delta], None, deep=False)  # a delta may well be all zero
+        # A delta may well be all zero, and has the tokens of what it makes of its base.
+        findings += examine([args.delta], deep=False, paired=False)
     for finding in findings:
         print(f"{finding.severity}: {finding.message}", file=sys.stderr)
     return all(finding.severity != "error" for finding in findings)
