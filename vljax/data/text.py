@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from vljax.data.tokenizer import IMAGE_HERE, LLAMA, PromptError, Tokenizer
+from vljax.data.tokenizer import AUDIO_HERE, IMAGE_HERE, LLAMA, PromptError, Tokenizer
 
 IGNORE = -100  # labels that take no part in the loss
 
