@@ -329,25 +329,33 @@ LLAMA2 = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
     ],
 )
 def test_a_template_of_another_family(tmp_path, name, config, template):
-    folder = write_decoder(tmp_path / name, decoder(), **config)
+    folder = write_decoder(tmp_path / name, decoder(4, 32000), **config)
     the_one(examine([folder], template), "template", name, repr(template), "use template")
     other = "vicuna" if template == "llama2" else "llama2"
     assert examine([folder], other) == []
 
 
-@pytest.mark.parametrize("template", ["vicuna", "llama2", None])
-def test_marks_at_odds_prove_nothing(tmp_path, template):
-    odd = {"rms_norm_eps": 1e-6, "max_position_embeddings": 4096}
-    folder = write_decoder(tmp_path / "model", decoder(), **odd)
+@pytest.mark.parametrize("template", ["vicuna", "llama2", "smollm2_135m", None])
+@pytest.mark.parametrize(("eps", "positions"), [(1e-6, 4096), (1e-5, 8192)])
+def test_marks_at_odds_prove_nothing(tmp_path, template, eps, positions):
+    odd = {"rms_norm_eps": eps, "max_position_embeddings": positions}
+    folder = write_decoder(tmp_path / "model", decoder(4, 32000), **odd)
     assert examine([folder], template) == []
+    other_tokens = write_decoder(tmp_path / "another", decoder(), **VICUNA)
+    assert examine([other_tokens], template) == []
 
 
 def test_a_branch_named_for_another_llm_is_a_warning(healthy):
     (healthy / "VL.pth").rename(healthy / "VL_LLaMA_2_7B_Finetuned.pth")
+    (healthy / "llama-7b").rename(healthy / "vicuna-7b")
     report = diagnose([healthy])
-    found = the_one(report.findings, "template", "VL_LLaMA_2_7B_Finetuned.pth", "llama-7b")
+    found = the_one(report.findings, "template", "VL_LLaMA_2_7B_Finetuned.pth", "vicuna-7b")
     assert found.severity == "warning"
     assert report.ok
+
+
+def test_a_template_of_no_family_goes_with_any_model(healthy):
+    assert examine([healthy], "smollm2_135m") == []
 
 
 def test_an_unknown_template(healthy):
@@ -429,6 +437,13 @@ def test_a_delta_used_as_a_model(tmp_path):
         the_one(examine([folder], deep=deep), "delta", *parts)
 
 
+def test_a_delta_by_itself_need_not_be_a_model(tmp_path):
+    folder = write_decoder(tmp_path / "delta", delta_of(decoder()))
+    assert examine([folder], deep=False, paired=False) == []
+    (folder / SHARDS[0]).write_text(STUB)
+    the_one(examine([folder], deep=False, paired=False), "lfs-stub", SHARDS[0])
+
+
 def test_a_delta_with_another_name(tmp_path):
     folder = write_decoder(tmp_path / "vicuna-7b", delta_of(decoder()))
     assert "named" not in the_one(examine([folder]), "delta", "got a delta").message
@@ -497,12 +512,10 @@ def test_a_layer_that_was_never_written(tmp_path):
     )
     late = "llama/layers/mlp/up/kernel"
     for name, x in arrays.items():
-        if name == late:
-            opened = writer.open(name, sliced=True)
-            for i in range(len(x) - 1):
-                opened[i].write(x[i]).result()
-        else:
-            writer.open(name, sliced=False)[...].write(x).result()
+        if name != late:
+            writer.write(name, x)
+    for i in range(len(arrays[late]) - 1):
+        writer.write(late, arrays[late][i], i)
     writer.finish(FACTS)
     the_one(examine([tmp_path / "a"]), "zero-part", f"{late} (1 of 3 parts)")
 

@@ -65,9 +65,10 @@ def examine(
     template: str | None = None,
     deep: bool = True,
     progress: Show | None = None,
+    paired: bool = True,
 ) -> list[Finding]:
     """The findings of ``diagnose``."""
-    return list(diagnose(paths, template, deep, progress).findings)
+    return list(diagnose(paths, template, deep, progress, paired).findings)
 
 
 def diagnose(
@@ -75,12 +76,14 @@ def diagnose(
     template: str | None = None,
     deep: bool = True,
     progress: Show | None = None,
+    paired: bool = True,
 ) -> Report:
     """Looks at files, at all files of folders, and at whether they belong together.
 
     ``template``: the prompt template that they are to be used with, a key of ``TEMPLATES``.
-    ``deep`` reads every tensor, one in memory at a time, for zeros and NaN. Nothing in a file is
-    executed. Raises ValueError for a path that does not exist and an unknown template.
+    ``deep`` reads every tensor, one in memory at a time, for zeros and NaN. ``paired`` asks
+    whether all belong together and make a model, which a delta by itself does not. Nothing in a
+    file is executed. Raises ValueError for a path that does not exist and an unknown template.
     """
     if template is not None and template not in TEMPLATES:
         raise ValueError(f"template: got {template!r}, expected one of {', '.join(TEMPLATES)}")
@@ -89,7 +92,7 @@ def diagnose(
         *of_files(patient),
         *opening(patient),
         *damage.of_shards(patient.files, {p: list(t) for p, t in patient.opened.items()}),
-        *of_pairs(patient, template),
+        *(of_pairs(patient, template) if paired else ()),
     ]
     if deep:
         findings += of_values(patient, progress)

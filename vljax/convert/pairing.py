@@ -142,26 +142,27 @@ def family_of_decoder(
             return Claim(place, family, f"{why} is {name!r}")
     if "[PAD]" in added or tokens == 32001:
         return Claim(place, "vicuna", "it has the [PAD] token of Vicuna's first version")
+    if tokens not in (None, 32000):  # neither; its norms' eps tells nothing
+        return None
     marks = {
         "rms_norm_eps": {1e-6: "vicuna", 1e-5: "llama2"},
         "max_position_embeddings": {2048: "vicuna", 4096: "llama2"},
     }
-    found = {field: families.get(config.get(field, -1)) for field, families in marks.items()}
-    if config.get("max_position_embeddings") and not found["max_position_embeddings"]:
-        return None  # neither's, such as SmolLM2's 8192: its eps tells nothing
-    known = {field: family for field, family in found.items() if family}
-    if len(set(known.values())) != 1:
+    known = {field: config[field] for field in marks if config.get(field) is not None}
+    families = {marks[field].get(value) for field, value in known.items()}
+    family = families.pop() if len(families) == 1 else None
+    if family is None:
         return None
-    why = " and ".join(f"{field} is {config[field]:g}" for field in known)
-    return Claim(place, next(iter(known.values())), f"{why} in its config.json")
+    why = " and ".join(f"{field} is {value:g}" for field, value in known.items())
+    return Claim(place, family, f"{why} in its config.json")
 
 
 def of_templates(
     template: str | None, decoders: Sequence[Claim], others: Sequence[Claim]
 ) -> Iterator[Finding]:
     """The template asked for, language models, and what was trained for one, must agree."""
-    if template is not None:
-        asked = TEMPLATES[template].family
+    asked = None if template is None else TEMPLATES[template].family
+    if asked is not None:  # a template of no family may be any model's
         for claim in decoders:
             if claim.family != asked:
                 text = (
@@ -180,7 +181,7 @@ def of_templates(
                 " language model"
             )
             yield Finding(claim.file, "template", text, "error" if claim.sure else "warning")
-        elif template is not None and not decoders and claim.family != TEMPLATES[template].family:
+        elif asked is not None and not decoders and claim.family != asked:
             text = (
                 f"{claim.file}: is for {FAMILIES[claim.family]} ({claim.why}), expected it for"
                 f" template {template!r}; use template {claim.family!r} or the file made for yours"
