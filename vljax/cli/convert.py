@@ -48,13 +48,18 @@ def healthy(args: argparse.Namespace) -> bool:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    from vljax.models.sizes import DECODERS
+
+    llms = tuple(dict.fromkeys(llm for _, llm in DECODERS))
     parser = argparse.ArgumentParser(prog="vljax convert", description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument(
         "--out", type=Path, required=True, help="a new folder (or, of --export, file)"
     )
-    parser.add_argument("--size", help="7b, 13b, tiny or a JSON file; else what fits the files")
-    parser.add_argument("--llm", default="vicuna", choices=("vicuna", "llama2", "smollm2_135m"))
+    parser.add_argument(
+        "--size", help="7b, 13b, 135m, tiny or a JSON file; else what fits the files"
+    )
+    parser.add_argument("--llm", default="vicuna", choices=llms)
     parser.add_argument("--delta", type=Path, metavar="DIR", help="added to the LLaMA's weights")
     parser.add_argument(
         "--dtype", default="keep", choices=("keep", "bfloat16", "float16", "float32")
