@@ -2,7 +2,9 @@
 
     python tests/convert/full_size.py FOLDER [--size 7b] [--keep]
 
-FOLDER needs about 40 GB and is emptied afterwards. Prints seconds and peak memory as JSON.
+FOLDER needs about 40 GB; what was written there is deleted afterwards. Prints seconds and peak
+memory (resident, GiB) as JSON: of converting, the doctor's look included, and of loading and
+answering twice, the first time with compilation.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from published import random_weights, write_published
 
-from vljax.models.sizes import video_llama_size
+from vljax.convert.plan import named_size
 from vljax.progress import Progress
 
 ROOT = Path(__file__).parent.parent.parent
@@ -82,11 +84,11 @@ def measured(*command: str) -> tuple[float, float, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", default="7b")
+    parser.add_argument("--size", default="7b", help="7b, 13b or a JSON file")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--keep", action="store_true", help="do not empty the folder")
+    parser.add_argument("--keep", action="store_true", help="do not delete what was written")
     args = parser.parse_args()
-    size = video_llama_size(args.size)
+    size = named_size(args.size, "vicuna")
     files, out = args.folder / "published", args.folder / "converted"
     args.folder.mkdir(parents=True, exist_ok=True)
     pieces_32000(ROOT / "vljax/weights/tiny/tokenizer.model", args.folder / "tokenizer.model")
@@ -99,7 +101,9 @@ def main() -> None:
         paths = {p.name: p for p in files.iterdir()}
     shutil.rmtree(out, ignore_errors=True)
     verb = [sys.executable, "-m", "vljax.cli.main", "convert", *map(str, paths.values())]
-    seconds, peak, _ = measured(*verb, "--out", str(out), "--dtype", args.dtype)
+    seconds, peak, _ = measured(
+        *verb, "--size", args.size, "--out", str(out), "--dtype", args.dtype
+    )
     stored = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     report = {"convert_s": seconds, "convert_peak_gib": peak, "stored_gb": round(stored / 1e9, 2)}
     print(json.dumps(report), flush=True)
@@ -107,7 +111,9 @@ def main() -> None:
     report |= {"chat_peak_gib": peak, "chat": said.split("\n")[:-1]}
     print(json.dumps(report), flush=True)
     if not args.keep:
-        shutil.rmtree(args.folder)
+        shutil.rmtree(files)
+        shutil.rmtree(out)
+        (args.folder / "tokenizer.model").unlink()
 
 
 if __name__ == "__main__":
