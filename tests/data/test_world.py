@@ -149,6 +149,16 @@ def test_a_seed_says_everything(worlds):
         np.testing.assert_array_equal(decoded(path), decoded(twin))
 
 
+@pytest.mark.parametrize("word", [*COLOURS, *OBJECTS, "there"])
+def test_what_an_answer_begins_with_is_one_token(tokenizer, word):
+    """Spelt in pieces, "Purple" was mostly answered as "P" and what a "p" led to elsewhere."""
+    text = f"{word.capitalize()}." if word in COLOURS else f"A {word}."
+    text = "There is no picture." if word == "there" else text
+    pieces = tokenizer.encode(text)
+    assert len(pieces) == len(text.rstrip(".").split()) + 1
+    assert not any(tokenizer.pieces.model.is_byte(i) for i in pieces)
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(FileExistsError, match="not empty; name a new folder"):
