@@ -38,6 +38,33 @@ def test_identify(name, kind):
     assert identify(Path("a.pth"), tensors).name == kind
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("llama_proj.weight", "minigpt4"),
+        ("video_query_tokens", "video_llama_vl"),
+        ("audio_llama_proj.weight", "video_llama_al"),
+    ],
+)
+def test_buffers_of_other_towers_make_no_kind(name, kind):
+    # What a training run saves: its parameters, and the buffers of all towers there were.
+    buffers = (
+        "Qformer.bert.embeddings.position_ids",
+        "video_Qformer.bert.embeddings.position_ids",
+        "audio_Qformer.bert.embeddings.position_ids",
+        "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq",
+        "audio_encoder.modality_preprocessors.text.mask",
+    )
+    also = ["audio_query_tokens"] if kind == "video_llama_al" else []
+    tensors = Tensors(dict.fromkeys([*buffers, *also, name]), ())
+    assert identify(Path("a.pth"), tensors).name == kind
+
+
+def test_an_eva_with_a_head_is_no_llama():
+    tensors = Tensors(dict.fromkeys(["lm_head.weight", "blocks.0.attn.q_bias"]), ())
+    assert identify(Path("a.pth"), tensors).name == "eva_vit_g"
+
+
 def test_a_stranger_is_told_what_it_holds():
     with pytest.raises(WeightsError, match=r"a\.pth: got tensors such as fc\.weight, expected one"):
         identify(Path("a.pth"), Tensors({"fc.weight": None}, ()))

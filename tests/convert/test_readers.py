@@ -189,6 +189,17 @@ def test_folder_of_shards(tmp_path):
         open_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("shards", [True, False])
+def test_the_index_of_a_format_that_was_not_downloaded_is_let_pass(tmp_path, shards):
+    if shards:
+        folder_of_shards(tmp_path, {"a": "x.bin", "half": "y.bin"})
+    else:
+        save_torch(tmp_path / "pytorch_model.bin", [("a", ARRAYS["a"])], None)
+    index = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert same(open_tensors(tmp_path)["a"], ARRAYS["a"])
+
+
 def test_an_index_cannot_point_out_of_its_folder(tmp_path):
     (tmp_path / "in").mkdir()
     folder_of_shards(tmp_path, {"a": "x.bin"})

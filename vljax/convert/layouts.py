@@ -26,6 +26,9 @@ UNITS: dict[str, tuple[str, ...]] = {
     "LLaMA": ("llama",),
 }
 
+# The original saves what it trained and the buffers of all towers, trained in that run or not.
+BUFFERS = (".position_ids", ".inv_freq", ".log_logit_scale", ".mask")
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -33,7 +36,8 @@ class Layout:
 
     Attributes:
       name: its short name. title: what people call it.
-      marks: prefixes of names, each of which only this kind has (of those behind it in LAYOUTS).
+      marks: prefixes of names of parameters, each of which only this kind has (of those behind it
+        in LAYOUTS).
       prefix: of its names in the whole model.
       units: keys of UNITS that such a file must hold.
       order: when it is loaded; of what two files hold, the one of higher order stays.
@@ -51,7 +55,7 @@ LAYOUTS = (
     Layout(
         "llama",
         "a LLaMA model",
-        ("model.layers.", "model.embed_tokens.", "lm_head."),
+        ("model.layers.", "model.embed_tokens."),  # an lm_head is in some of EVA's files, too
         "llama_model.",
         ("LLaMA",),
         2,
@@ -81,8 +85,9 @@ LAYOUTS = (
 
 def identify(path: str | Path, tensors: Tensors) -> Layout:
     """The kind of file, by its names. Raises WeightsError for one that none of them is."""
+    parameters = [name for name in tensors if not name.endswith(BUFFERS)]
     for layout in LAYOUTS:
-        if any(name.startswith(layout.marks) for name in tensors):
+        if any(name.startswith(layout.marks) for name in parameters):
             return layout
     some = ", ".join(list(tensors)[:3])
     kinds = ", ".join(layout.title for layout in LAYOUTS)

@@ -110,18 +110,26 @@ def joined(tensors: Sequence[Tensors]) -> Tensors:
 def _open_folder(folder: Path) -> Tensors:
     config = folder / "config.json"
     metadata = {"config": _read_json(config)} if config.is_file() else {}
-    for index in INDEXES:
-        if (folder / index).is_file():
-            entries, files = _open_shards(folder, folder / index)
-            return Tensors(entries, files, metadata)
-    for whole in WHOLES:
-        if (folder / whole).is_file():
-            opened = open_tensors(folder / whole)
-            return Tensors(opened.entries, opened.files, metadata)
-    raise WeightsError(
-        f"{folder}: got none of {', '.join([*INDEXES, *WHOLES])}; "
-        "name a folder that holds a Hugging Face model"
-    )
+    found = [folder / name for name in (*INDEXES, *WHOLES) if (folder / name).is_file()]
+    if not found:
+        raise WeightsError(
+            f"{folder}: got none of {', '.join([*INDEXES, *WHOLES])}; "
+            "name a folder that holds a Hugging Face model"
+        )
+    first = min(found, key=_without_shards)
+    if first.name in INDEXES:
+        entries, files = _open_shards(folder, first)
+        return Tensors(entries, files, metadata)
+    opened = open_tensors(first)
+    return Tensors(opened.entries, opened.files, metadata)
+
+
+def _without_shards(file: Path) -> bool:
+    """Whether it is the index of a format that was not downloaded, of which other files remain."""
+    if file.name not in INDEXES:
+        return False
+    shards = _read_json(file).get("weight_map", {}).values()
+    return not any((file.parent / shard).is_file() for shard in set(shards))
 
 
 def _open_shards(folder: Path, index: Path) -> tuple[dict[str, Entry], tuple[Path, ...]]:

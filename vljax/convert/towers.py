@@ -99,7 +99,7 @@ def droppable(size: VideoLlamaSize) -> list[str]:
         bert + r"bert\.encoder\.layer\.\d+\.(intermediate|output)\.",  # the text FFN
         # EVA's last block, norm and head: the original does not build them.
         rf"^visual_encoder\.blocks\.{size.vit.depth}\.",
-        r"^visual_encoder\.(norm|fc_norm|head)\.",
+        r"^visual_encoder\.((norm|fc_norm|head|lm_head)\.|mask_token$)",
         r"^audio_encoder\.modality_\w+\.(text|depth|thermal|imu)\.",
     ]
     return [*patterns, r"^llama_model\.lm_head\."] if size.llama.tied else patterns
