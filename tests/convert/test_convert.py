@@ -123,6 +123,29 @@ def test_each_file_alone(run, files, weights, direct, file, counts, parts):
     assert_same(params, store.unflatten(want))
 
 
+def test_files_of_training_runs_hold_buffers_of_all_towers(run, files, direct, tmp_path):
+    loudness = np.log(np.float32(SIZE.imagebind.sound.norm))
+    buffers = {
+        "Qformer.bert.embeddings.position_ids": np.arange(4)[None],
+        "video_Qformer.bert.embeddings.position_ids": np.arange(4)[None],
+        "audio_Qformer.bert.embeddings.position_ids": np.arange(4)[None],
+        "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
+        "audio_encoder.modality_preprocessors.text.mask": np.triu(
+            np.full((4, 4), -np.inf, np.float32), 1
+        ),
+        "audio_encoder.modality_postprocessors.text.1.log_logit_scale": np.float32(4.6),
+        "audio_encoder.modality_postprocessors.audio.1.log_logit_scale": loudness,
+    }
+    given = dict(files)
+    for name in ("minigpt4.pth", "vl.pth", "al.pth"):
+        given[name] = tmp_path / name
+        save_torch(given[name], [*buffers.items(), *open_tensors(files[name]).items()])
+    code, out, said = run(*given.values())
+    assert code == 0, said
+    assert "58 loaded, 7 known to be dropped, 0 unexpected, 0 missing" in said
+    assert_same(store.load(out, None)[0], direct)
+
+
 def test_later_files_win_whatever_their_order(run, files, weights):
     _, out, _ = run(files["vl.pth"], files["minigpt4.pth"])
     kernel = store.load(out)[0]["video_proj"]["kernel"]
@@ -169,6 +192,13 @@ def test_a_set_without_sound_sees_and_a_bare_llm_only_talks(run, files, tmp_path
     assert len(model.generate([Request("Hello?")])) == 1
     with pytest.raises(store.WeightsError, match="neither see nor hear"):
         model.chat(sample, "What?")
+
+
+def test_a_branch_without_its_encoder_does_not_see(run, files, caplog):
+    given = [p for n, p in files.items() if n != "blip2.pth"]
+    _, out, _ = run(*given)
+    assert vljax.load(out).engine.senses() == (False, True)
+    assert "no vision branch" in caplog.text
 
 
 @pytest.mark.parametrize(("kind", "shards"), [("safetensors", 3), ("bin", 3), ("bin", 1)])

@@ -25,8 +25,14 @@ log = logging.getLogger(__name__)
 LENGTHS = (64, 128, 256, 512, 1024, 2000)  # of prompts; one program each
 SIZES = (1, 4, 16, 64)  # of batches
 ONLY_TRAINING = ("imagebind/vision",)  # the audio branch learns from sights
-SIGHT = {"frame_encoder", "frame_position", "video_qformer", "video_proj"}
-SOUND = {"imagebind", "audio_position", "audio_qformer", "audio_proj"}
+SIGHT = (
+    "frame_encoder/vit",
+    "frame_encoder/qformer",
+    "frame_position",
+    "video_qformer",
+    "video_proj",
+)
+SOUND = ("imagebind/sound", "audio_position", "audio_qformer", "audio_proj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +63,8 @@ class Engine:
 
         Raises WeightsError where they have none of them.
         """
-        sees = look and self.params.keys() >= SIGHT
-        hears = listen and self.params.keys() >= SOUND
+        sees = look and self._has(SIGHT)
+        hears = listen and self._has(SOUND)
         if (look or listen) and not (sees or hears):
             raise WeightsError(
                 f"weights: got {', '.join(self.params)}, which neither see nor hear; convert the "
@@ -69,6 +75,10 @@ class Engine:
         if look and not sees:
             log.warning("these weights have no vision branch: the picture is not used")
         return sees, hears
+
+    def _has(self, parts: Sequence[str]) -> bool:
+        names = store.flatten(self.params)
+        return all(any(store.is_under(name, (part,)) for name in names) for part in parts)
 
     def answer(
         self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
