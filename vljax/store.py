@@ -145,7 +145,7 @@ class Writer:
             "order": "C",
             "filters": None,
         }
-        spec = _spec(self.folder / "params", name) | {"metadata": metadata}
+        spec = array_spec(self.folder / "params", name) | {"metadata": metadata}
         opened = ts.open(spec, create=True, delete_existing=True, transaction=self._transaction)
         return opened.result()
 
@@ -157,7 +157,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise WeightsError(
             f"{folder}: got no manifest.json, expected a folder of weights that vljax wrote"
         )
-    return json.loads(path.read_text())
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise WeightsError(f"{path}: can't be read as JSON ({error}); copy it anew") from error
+    if not isinstance(manifest, dict):
+        raise WeightsError(f"{path}: got no JSON object, expected a manifest; copy it anew")
+    return manifest
 
 
 def load(
@@ -193,7 +199,7 @@ def _read(params: Path, name: str, dtype: Any) -> np.ndarray:
     """
     import tensorstore as ts
 
-    array = ts.open(_spec(params, name), open=True, read=True).result()
+    array = ts.open(array_spec(params, name), open=True, read=True).result()
     dtype = np.dtype(array.dtype.numpy_dtype if dtype is None else dtype)
     room = np.empty(math.prod(array.shape) * dtype.itemsize + ALIGN, np.uint8)
     begin = -room.ctypes.data % ALIGN
@@ -207,10 +213,10 @@ def _read(params: Path, name: str, dtype: Any) -> np.ndarray:
     return out
 
 
-def _spec(params: Path, name: str) -> dict[str, Any]:
+def array_spec(params: Path, name: str, driver: str = "zarr") -> dict[str, Any]:
     """Where Orbax keeps an array, for tensorstore."""
-    where = {"base": f"file://{params}/", "path": name.replace("/", ".") + "/"}
-    return {"driver": "zarr", "kvstore": {"driver": "ocdbt", **where}}
+    where = {"base": params.absolute().as_uri() + "/", "path": name.replace("/", ".") + "/"}
+    return {"driver": driver, "kvstore": {"driver": "ocdbt", **where}}
 
 
 def is_under(name: str, prefixes: tuple[str, ...]) -> bool:

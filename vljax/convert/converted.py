@@ -14,7 +14,7 @@ from vljax.convert.layouts import UNITS
 from vljax.convert.readers import TensorInfo
 from vljax.convert.towers import expected
 from vljax.models.sizes import size_of
-from vljax.store import WeightsError, flatten, is_under, shapes_hash, unflatten
+from vljax.store import WeightsError, array_spec, flatten, is_under, shapes_hash, unflatten
 
 
 def is_converted(folder: Path) -> bool:
@@ -35,14 +35,7 @@ class Converted(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         import tensorstore
 
-        spec = {
-            "driver": "zarr3" if self.zarr3 else "zarr",
-            "kvstore": {
-                "driver": "ocdbt",
-                "base": self.params.absolute().as_uri() + "/",
-                "path": name.replace("/", ".") + "/",
-            },
-        }
+        spec = array_spec(self.params, name, "zarr3" if self.zarr3 else "zarr")
         stored = tensorstore.open(spec, open=True, read=True).result()
         # A chunk is read and unpacked as one: slices save memory only where a layer is a chunk.
         a_layer_each = (stored.chunk_layout.read_chunk.shape or (0,))[0] == 1
