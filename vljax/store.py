@@ -219,6 +219,12 @@ def array_spec(params: Path, name: str, driver: str = "zarr") -> dict[str, Any]:
     return {"driver": driver, "kvstore": {"driver": "ocdbt", **where}}
 
 
+def require_new(path: Path) -> None:
+    """Raises WeightsError where something is already."""
+    if path.exists():
+        raise WeightsError(f"{path}: is there already; give another name, or delete it")
+
+
 def is_under(name: str, prefixes: tuple[str, ...]) -> bool:
     """Whether a slash name is one of ``prefixes`` or below one."""
     return any(name == p or name.startswith(p.rstrip("/") + "/") for p in prefixes)

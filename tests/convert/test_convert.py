@@ -194,6 +194,16 @@ def test_a_set_without_sound_sees_and_a_bare_llm_only_talks(run, files, tmp_path
         model.chat(sample, "What?")
 
 
+def test_branches_without_an_llm_do_not_answer(run, files):
+    _, out, _ = run(files["minigpt4.pth"])
+    with pytest.raises(store.WeightsError, match="holds video_proj, expected a language model"):
+        vljax.load(out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"template": "mine"}))
+    with pytest.raises(store.WeightsError, match="template is 'mine', expected one of vicuna"):
+        vljax.load(out)
+
+
 def test_a_branch_without_its_encoder_does_not_see(run, files, caplog):
     given = [p for n, p in files.items() if n != "blip2.pth"]
     _, out, _ = run(*given)
@@ -339,6 +349,7 @@ def test_an_existing_folder_is_left_alone(run, files, tmp_path):
     code, out, said = run(files["minigpt4.pth"])
     assert code == 1
     assert "is there already" in said
+    assert "MB" not in said  # before the doctor reads anything
     assert [p.name for p in out.iterdir()] == ["mine"]
 
 

@@ -18,11 +18,13 @@ def main(argv: Sequence[str]) -> int:
         count = export(args.export, args.out, args.branch)
         print(f"{args.out}: {count} tensors of the {args.branch} branch")
         return 0
-    if not healthy(args):
-        return 1
     from vljax.convert.convert import convert
     from vljax.convert.plan import Options, make_plan, report, require_complete
+    from vljax.store import require_new
 
+    require_new(args.out)  # before the doctor takes minutes
+    if not healthy(args):
+        return 1
     options = Options(args.size, args.llm, args.template, args.dtype, args.delta)
     plan = make_plan(args.files, options)
     print(report(plan), file=sys.stderr)
@@ -48,13 +50,16 @@ def healthy(args: argparse.Namespace) -> bool:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    from vljax.models.sizes import DECODERS
+
     parser = argparse.ArgumentParser(prog="vljax convert", description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument(
         "--out", type=Path, required=True, help="a new folder (or, of --export, file)"
     )
     parser.add_argument("--size", help="7b, 13b, tiny or a JSON file; else what fits the files")
-    parser.add_argument("--llm", default="vicuna", choices=("vicuna", "llama2", "smollm2_135m"))
+    llms = tuple(dict.fromkeys(llm for _, llm in DECODERS))
+    parser.add_argument("--llm", default="vicuna", choices=llms)
     parser.add_argument("--delta", type=Path, metavar="DIR", help="added to the LLaMA's weights")
     parser.add_argument(
         "--dtype", default="keep", choices=("keep", "bfloat16", "float16", "float32")

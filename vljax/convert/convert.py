@@ -29,8 +29,7 @@ def convert(plan: Plan, out: Path, options: Options) -> None:
 
     Holds about one tensor of the sources at a time. Raises WeightsError, and leaves nothing.
     """
-    if out.exists():
-        raise WeightsError(f"{out}: is there already; name a new folder, or delete it")
+    store.require_new(out)
     tokenizers = tokenizer_files(plan)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed

@@ -20,8 +20,7 @@ def export(folder: Path, out: Path, branch: str) -> int:
 
     Raises WeightsError where the folder lacks the branch, or ``out`` is there.
     """
-    if out.exists():
-        raise store.WeightsError(f"{out}: is there already; name a new file, or delete it")
+    store.require_new(out)
     prefixes = tuple(prefix for unit in BRANCHES[branch] for prefix in UNITS[unit])
     size = _size(folder)
     params, _ = store.load(folder, None, prefixes)

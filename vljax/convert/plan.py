@@ -23,7 +23,6 @@ from vljax.models.sizes import (
 )
 from vljax.store import WeightsError
 
-DTYPES = ("keep", "bfloat16", "float16", "float32")
 EMBEDDING = "llama_model.model.embed_tokens.weight"
 POSITIONS = "visual_encoder.pos_embed"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
@@ -36,7 +35,7 @@ class Options:
     Attributes:
       size: a name, or a JSON file that states a whole VideoLlamaSize; by default, what fits.
       llm: whose decoder. template: how it is talked to; by default ``llm``'s.
-      dtype: one of DTYPES. delta: a folder that is added to the LLaMA folder.
+      dtype: what all is cast to, or "keep". delta: a folder that is added to the LLaMA folder.
     """
 
     size: str | None = None

@@ -194,12 +194,7 @@ def load_engine(folder: str | Path, dtype: Any = None) -> Engine:
     branch, the engine does too.
     """
     folder = Path(folder)
-    manifest = store.read_manifest(folder)
-    if "template" not in manifest:
-        raise WeightsError(
-            f"{folder}: holds one stage's weights ({manifest.get('run')}), expected a whole model; "
-            "name the folder that stage=all wrote"
-        )
+    manifest = _manifest_of_model(folder)
     size = size_of(manifest)
     tokenizer = Tokenizer(folder, size.llama.vocab)
     dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
@@ -214,6 +209,27 @@ def load_engine(folder: str | Path, dtype: Any = None) -> Engine:
         picked[name] = jax.device_put(picked[name])
     template = TEMPLATES[manifest["template"]]
     return Engine(size, store.unflatten(picked), tokenizer, template, dtype)
+
+
+def _manifest_of_model(folder: Path) -> dict[str, Any]:
+    """Raises WeightsError where the folder's weights can't answer by themselves."""
+    manifest = store.read_manifest(folder)
+    if "template" not in manifest:
+        raise WeightsError(
+            f"{folder}: holds one stage's weights ({manifest.get('run')}), expected a whole model; "
+            "name the folder that stage=all wrote"
+        )
+    if manifest["template"] not in TEMPLATES:
+        raise WeightsError(
+            f"{folder}: its manifest's template is {manifest['template']!r}, expected one of "
+            f"{', '.join(TEMPLATES)}"
+        )
+    if "llama" not in manifest.get("parts", ("llama",)):
+        raise WeightsError(
+            f"{folder}: holds {', '.join(manifest['parts'])}, expected a language model, too; "
+            "convert the files of all parts together"
+        )
+    return manifest
 
 
 def _kind(media: Media | None) -> tuple[bool, bool]:
