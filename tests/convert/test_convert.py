@@ -147,7 +147,9 @@ def test_files_of_training_runs_hold_buffers_of_all_towers(run, files, direct, t
 
 
 def test_later_files_win_whatever_their_order(run, files, weights):
-    _, out, _ = run(files["vl.pth"], files["minigpt4.pth"])
+    _, out, said = run(files["vl.pth"], files["minigpt4.pth"])
+    assert "0 missing; 2 replaced by vl.pth\nvl.pth (" in said
+    assert said.count("replaced") == 1
     kernel = store.load(out)[0]["video_proj"]["kernel"]
     assert np.array_equal(kernel, weights["llama_proj.weight"].T)
 
@@ -259,6 +261,7 @@ def test_delta_is_added_in_float32(run, tmp_path, weights, pad):
     changed = {n: np.concatenate([theirs[f"llama_model.{n}"], row]) for n in tables} if pad else {}
     rows = size.vocab + pad
     delta = llama_with(tmp_path / "delta", theirs, dataclasses.replace(size, vocab=rows), **changed)
+    delta = delta.rename(tmp_path / "a-delta")
     code, out, said = run(base, "--delta", delta, size=False)
     assert code == 0, said
     params, manifest = store.load(out, None)
@@ -267,7 +270,8 @@ def test_delta_is_added_in_float32(run, tmp_path, weights, pad):
     assert np.array_equal(params["llama"]["layers"]["mlp"]["up"]["kernel"][1], want.T)
     table = params["llama"]["tokens"]["embedding"]
     assert len(table) == rows == manifest["model"]["llama"]["vocab"]
-    assert len(manifest["sources"]) == 2
+    paths = [source["path"] for source in manifest["sources"]]
+    assert paths == ["llama/model.safetensors", "a-delta/model.safetensors"]
     added = out / "added_tokens.json"
     assert (json.loads(added.read_text()) if added.exists() else {}) == (
         {"[PAD]": size.vocab} if pad else {}

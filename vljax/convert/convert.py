@@ -92,7 +92,9 @@ def manifest(plan: Plan, options: Options, step: Step) -> dict[str, Any]:
     decoder = plan.dtypes.get("llama/tokens/embedding")
     sources = [
         {
-            "path": str(Path(source.path.name) / file.name) if source.path.is_dir() else file.name,
+            "path": f"{file.absolute().parent.name}/{file.name}"  # a delta's folder is another
+            if source.path.is_dir()
+            else file.name,
             "kind": source.layout.name,
             "sha256": sha256(file, step),
         }

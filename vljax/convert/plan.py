@@ -278,12 +278,15 @@ def require_complete(plan: Plan) -> None:
 def report(plan: Plan) -> str:
     """The coverage, both ways: a line a file, names of what is wrong, parts that are absent."""
     lines = []
-    for source in plan.sources:
+    for i, source in enumerate(plan.sources):
         coverage = plan.coverage[source.path]
         counts = (
             f"{len(coverage.loaded)} loaded, {len(coverage.dropped)} known to be dropped, "
             f"{len(coverage.unexpected)} unexpected, {len(coverage.missing)} missing"
         )
+        for later in plan.sources[i + 1 :]:
+            if both := later.tensors.keys() & coverage.loaded:
+                counts += f"; {len(both)} replaced by {later.path.name}"
         lines.append(f"{source.path.name} ({source.layout.title}): {counts}")
         for what in ("unexpected", "missing"):
             names = getattr(coverage, what)
