@@ -555,6 +555,14 @@ def test_a_path_that_is_not_there(tmp_path):
         examine([tmp_path / "no"])
 
 
+def test_tables_of_odd_shapes_and_ids_that_are_none_are_survived(tmp_path):
+    tensors = {"model.embed_tokens.weight": normal(3), "llama_proj.weight": normal()}
+    save_torch(tmp_path / "pytorch_model.bin", tensors.items(), None)
+    shutil.copy(TOKENIZER, tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"[PAD]": "last"}')
+    assert diagnose([tmp_path]).ok
+
+
 def test_what_trainers_leave_and_hidden_files_are_not_weights(healthy):
     (healthy / "llama-7b" / "training_args.bin").write_bytes(b"\x80\x02not a state dict")
     (healthy / ".git").mkdir()

@@ -109,6 +109,11 @@ def test_decoders_that_ours_is_not(change, told):
         decoder_size(LLAMA | change, "x/config.json")
 
 
+def test_a_config_that_misstates_a_field():
+    with pytest.raises(WeightsError, match=r"^config\.json: .*'many'; expected whole numbers"):
+        decoder_size(LLAMA | {"num_attention_heads": "many"})
+
+
 def test_a_config_that_lacks_a_field():
     with pytest.raises(WeightsError, match=r"c\.json: lacks 'hidden_size'"):
         decoder_size({}, "c.json")

@@ -15,6 +15,7 @@ from vljax.convert.findings import Finding
 from vljax.convert.readers import Tensors
 
 Readable = Tensors | Converted
+Named = tuple[Path, str, tuple[int, ...]]  # file, name, shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,12 @@ class Model:
         parts = {p: t for p, t in opened.items() if p.parent == place}
         return cls(place, config, tuple(read_words(place, sound)), parts)
 
-    def named(self, pattern: str) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
+    def named(self, pattern: str, axes: Collection[int] = (2,)) -> Iterator[Named]:
         for path, tensors in self.parts.items():
             for name in tensors:
-                if re.search(pattern, name):
-                    yield path, name, tensors.info(name).shape
+                shape = tensors.info(name).shape
+                if re.search(pattern, name) and len(shape) in axes:
+                    yield path, name, shape
 
     def numbers(self, field: str) -> list[pairing.Number]:
         value = self.config.get(field)
@@ -62,7 +64,7 @@ class Model:
         return found + heads + self.numbers("vocab_size")
 
     def norms(self) -> Iterator[pairing.Norm]:
-        for path, name, _ in self.named(pairing.NORM):
+        for path, name, _ in self.named(pairing.NORM, (1, 2)):
             gain = np.abs(np.asarray(self.parts[path][name], np.float32))
             rows = gain if gain.ndim == 2 else gain[None]
             for i, row in enumerate(rows):
@@ -94,7 +96,9 @@ def read_words(place: Path, sound: Collection[Path]) -> Iterator[pairing.Words]:
 
         added = read_json(added_file) if added_file in sound else {}
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(model)).vocab_size()
-        yield pairing.Words(model, pieces, tuple(n for n, i in added.items() if i >= pieces))
+        yield pairing.Words(
+            model, pieces, tuple(n for n, i in added.items() if isinstance(i, int) and i >= pieces)
+        )
     whole = place / "tokenizer.json"
     if whole in sound:
         content = read_json(whole)

@@ -192,7 +192,7 @@ def of_pairs(patient: Patient, template: str | None) -> Iterator[Finding]:
         pairing.Number(path, name, pairing.out_width(name, tensors.info(name).shape))
         for path, tensors in patient.opened.items()
         for name in tensors
-        if re.search(pairing.PROJECTION, name)
+        if re.search(pairing.PROJECTION, name) and len(tensors.info(name).shape) == 2
     ]
     yield from pairing.of_widths([w for m in models for w in m.widths()], projections)
     for model in models:

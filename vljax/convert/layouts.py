@@ -123,6 +123,8 @@ def decoder_size(config: Mapping[str, Any], where: str | Path = "config.json") -
         vocab = int(config["vocab_size"])
     except KeyError as error:
         raise WeightsError(f"{where}: lacks {error}, expected a LLaMA model's config") from error
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{where}: {error}; expected whole numbers for its sizes") from error
     wanted = {
         "model_type": "llama",
         "hidden_act": "silu",
