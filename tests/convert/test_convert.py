@@ -19,9 +19,9 @@ from vljax.convert.parity import relative_error, size_from_config
 from vljax.convert.plan import Options, make_plan
 from vljax.convert.readers import open_tensors
 from vljax.convert.torch_writer import save_torch
-from vljax.convert.towers import to_vljax
+from vljax.convert.towers import expected, to_vljax
 from vljax.generate.engine import Request
-from vljax.models.sizes import LlamaSize, size_as_dict
+from vljax.models.sizes import TINY, LlamaSize, size_as_dict
 from vljax.models.video_llama import VideoLlama
 
 HERE = Path(__file__).parent
@@ -455,6 +455,22 @@ def test_export_is_the_file_that_was_converted(run, files, tmp_path, branch):
     for name in want:
         assert got[name].tobytes() == want[name].tobytes(), name
     assert main([*map(str, arguments)]) == 1  # it is there already
+
+
+def test_export_of_what_a_stage_trained(tmp_path):
+    branch = ("video_qformer", "frame_position", "video_proj")
+    trained = {
+        n: np.random.default_rng(i).standard_normal(x.shape, np.float32)
+        for i, (n, x) in enumerate(expected(TINY).items())
+        if store.is_under(n, branch)
+    }
+    run = {"run": "vision", "config": {"size": "tiny", "llm": "vicuna"}}
+    store.save(tmp_path / "weights", store.unflatten(trained), run)
+    arguments = ["convert", "--export", tmp_path / "weights", "--out", tmp_path / "back.pth"]
+    assert main([*map(str, arguments)]) == 0
+    back, coverage = to_vljax(open_tensors(tmp_path / "back.pth"), TINY, branch)
+    assert not (coverage.missing or coverage.unexpected)
+    assert_same(back, store.unflatten(trained))
 
 
 def test_export_of_what_is_not_there(run, files, tmp_path, capsys):
