@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from vljax.data.audio import AudioSpec
 from vljax.data.clips import FrameSpec
@@ -22,6 +23,7 @@ from vljax.data.decode_worker import Decoders
 from vljax.data.examples import Record
 from vljax.data.pipeline import MediaSource, TextSpec
 from vljax.data.quarantine import Quarantine, Reader
+from vljax.data.video import is_image
 from vljax.progress import Progress
 
 MUTATIONS = ("flip", "truncate", "header", "zero", "splice", "sizes")
@@ -33,11 +35,16 @@ KINDS = {  # suffix: codecs of picture and sound
     "mov": ("mjpeg", "pcm_s16le"),
     "gif": ("gif", None),
 }
+IMAGES = ("jpg", "png", "webp", "bmp")
 
 
 def originals(folder: Path, rng: np.random.Generator) -> list[Path]:
-    """A small whole clip of each kind of container."""
-    return [write(folder / f"whole.{kind}", *codecs, rng) for kind, codecs in KINDS.items()]
+    """A small whole clip of each kind of container, and images."""
+    clips = [write(folder / f"whole.{kind}", *codecs, rng) for kind, codecs in KINDS.items()]
+    images = [folder / f"whole.{kind}" for kind in IMAGES]
+    for path in images:
+        Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+    return clips + images
 
 
 def write(path: Path, codec: str, sound: str | None, rng: np.random.Generator) -> Path:
@@ -105,7 +112,7 @@ def make(folder: Path, count: int, seed: int) -> list[Path]:
 
 def kind_of(reason: str) -> str:
     """A reason without what is particular to a file."""
-    reason = re.sub(r"\d{5}-\w+\.\w+", "FILE", reason)
+    reason = re.sub(r"(/\S+/)?\d{5}-\w+\.\w+", "FILE", reason)
     return re.sub(r"\d+", "N", reason.split(": use ")[0])
 
 
@@ -114,7 +121,10 @@ def fuzz(
 ) -> dict[str, object]:
     """What became of the files: counts, reasons, wall time, and the workers left."""
     paths = make(folder, count, seed)
-    records = [Record(path.name, path, "video", caption="") for path in paths]
+    records = [
+        Record(path.name, path, "image" if is_image(path) else "video", caption="")
+        for path in paths
+    ]
     frames, text = FrameSpec(8, 64), TextSpec("", "vicuna", 1, 1)
     source = MediaSource(
         "fuzz", 1.0, 1, records, frames, text, AudioSpec(), on_bad="skip", max_bad=1.0

@@ -26,7 +26,7 @@ def test_mutations_are_the_same_for_a_seed(fuzz, tmp_path):
 
 @pytest.mark.slow
 def test_mutated_files(fuzz, tmp_path):
-    count = 2 * len(fuzz.KINDS) * len(fuzz.MUTATIONS)
+    count = (len(fuzz.KINDS) + len(fuzz.IMAGES)) * len(fuzz.MUTATIONS)  # each with each
     told = fuzz.fuzz(tmp_path, count, seed=3, seconds=10)
     assert told["decoded"] + told["quarantined"] == count
     assert told["decoded"] > 0 and told["quarantined"] > 0
