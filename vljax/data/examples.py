@@ -13,8 +13,43 @@ labels       int32 [B,L]         what is taught; -100 is not
 """
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """A media file that lies in a records file: its bytes, and the path they were read from.
+
+    It stands for a path wherever media are read.
+    """
+
+    path: Path
+    data: bytes = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def open(self) -> io.BytesIO:
+        """The bytes as a file, with a name: ffmpeg goes by it where the bytes leave a doubt."""
+        file = io.BytesIO(self.data)
+        file.name = self.name
+        return file
+
+
+MediaFile = Path | StoredFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +58,7 @@ class Record:
 
     Attributes:
       id: as the annotation file names it, for messages.
-      path: the media file.
+      path: the media file, or its bytes where the records hold them.
       kind: a clip of several frames, or one image.
       caption: what is taught in captioning; None in a conversation.
       turns: (role, text) with role "human" or "gpt" and ``<image>`` where the media stand;
@@ -33,7 +68,7 @@ class Record:
     """
 
     id: str
-    path: Path
+    path: MediaFile
     kind: Literal["video", "image"]
     caption: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
