@@ -13,20 +13,28 @@ labels       int32 [B,L]         what is taught; -100 is not
 """
 
 import dataclasses
+import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
-@dataclasses.dataclass(frozen=True)
 class StoredFile:
-    """A media file that lies in a records file: its bytes, and the path they were read from.
+    """A media file in a records file: bytes that are read when they are asked for, and a path.
 
-    It stands for a path wherever media are read.
+    It stands for a path wherever media are read. Sent to another process, it takes its bytes along.
     """
 
-    path: Path
-    data: bytes = dataclasses.field(repr=False)
+    def __init__(self, path: Path, read: Callable[[], bytes]):
+        self.path, self._read = path, read
+
+    @functools.cached_property
+    def data(self) -> bytes:
+        return self._read()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _in_memory, (self.path, self.data)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -47,6 +55,10 @@ class StoredFile:
         file = io.BytesIO(self.data)
         file.name = self.name
         return file
+
+
+def _in_memory(path: Path, data: bytes) -> StoredFile:
+    return StoredFile(path, lambda: data)
 
 
 MediaFile = Path | StoredFile

@@ -99,7 +99,11 @@ def builder(
     by_beam: bool = False,
     progress: Progress | None = None,
 ) -> Any:
-    """The ``tfds.core.GeneratorBasedBuilder`` of a family, named after it, with a split "train"."""
+    """The ``tfds.core.GeneratorBasedBuilder`` of a family, named after it.
+
+    It has a split "train", and a split "texts" of the same records without their media: of most
+    records of a batch a host needs the texts alone.
+    """
     if origin.family not in READERS:
         raise AnnotationError(
             f"family: got {origin.family!r}, expected one of {', '.join(READERS)}"
@@ -122,8 +126,12 @@ def builder(
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            examples = beam_examples(origin) if by_beam else local_examples(origin, progress)
-            return {"train": examples}
+            if by_beam:
+                return {"train": beam_examples(origin), "texts": beam_examples(origin, False)}
+            return {
+                "train": local_examples(origin, True, progress),
+                "texts": local_examples(origin, False),
+            }
 
         def _generate_examples(self) -> None:
             """Only to be there: ``_split_generators`` names the examples."""
@@ -144,8 +152,11 @@ def _features(tfds: Any) -> dict[str, Any]:
 Example = dict[str, Any]
 
 
-def to_example(record: Record, media: str) -> Example:
-    """What is stored: turns and tags as JSON, the path below ``media``, an absent file as b""."""
+def to_example(record: Record, media: str, whole: bool = True) -> Example:
+    """What is stored: turns and tags as JSON, the path below ``media``, an absent file as b"".
+
+    The media's bytes only of a ``whole`` example.
+    """
     path = Path(str(record.path))
     return {
         "id": record.id,
@@ -155,17 +166,17 @@ def to_example(record: Record, media: str) -> Example:
         "turns": json.dumps(record.turns),
         "tags": json.dumps(record.tags),
         "frame_message": record.frame_message,
-        "media": path.read_bytes() if path.is_file() else b"",
+        "media": path.read_bytes() if whole and path.is_file() else b"",
     }
 
 
-def from_example(example: Example) -> Record:
-    """The record again, its media in memory. Only conversations have turns."""
+def from_example(example: Example, media: Callable[[], bytes]) -> Record:
+    """The record again, its media to be read by a call. Only conversations have turns."""
     turns = tuple((role, text) for role, text in json.loads(example["turns"]))
     before, after = json.loads(example["tags"])
     return Record(
         id=example["id"].decode(),
-        path=StoredFile(Path(example["path"].decode()), example["media"]),
+        path=StoredFile(Path(example["path"].decode()), media),
         kind="video" if example["kind"] == b"video" else "image",
         caption=None if turns else example["caption"].decode(),
         turns=turns,
@@ -174,14 +185,16 @@ def from_example(example: Example) -> Record:
     )
 
 
-def local_examples(origin: Origin, progress: Progress | None) -> Iterator[tuple[int, Example]]:
+def local_examples(
+    origin: Origin, whole: bool, progress: Progress | None = None
+) -> Iterator[tuple[int, Example]]:
     for number, record in enumerate(origin.records()):
-        yield number, to_example(record, origin.media)
+        yield number, to_example(record, origin.media, whole)
         if progress:
             progress(number + 1)
 
 
-def beam_examples(origin: Origin) -> Any:
+def beam_examples(origin: Origin, whole: bool = True) -> Any:
     """The same as a Beam transform: workers read the annotations themselves, a part at a time.
 
     So what is sent to them is small however large the data set; it must be readable from there.
@@ -189,16 +202,18 @@ def beam_examples(origin: Origin) -> Any:
     beam = _beam()
     parts = -(-len(origin.records()) // PART)
     return (
-        beam.Create(range(parts)) | beam.Reshuffle() | beam.FlatMap(part_of_examples, origin=origin)
+        beam.Create(range(parts))
+        | beam.Reshuffle()
+        | beam.FlatMap(part_of_examples, origin=origin, whole=whole)
     )
 
 
-def part_of_examples(part: int, origin: Origin) -> Iterator[tuple[int, Example]]:
+def part_of_examples(part: int, origin: Origin, whole: bool) -> Iterator[tuple[int, Example]]:
     records = _records_of(
         origin.family, origin.annotations, origin.media, _canonical(origin.options)
     )
     for number in range(part * PART, min((part + 1) * PART, len(records))):
-        yield number, to_example(records[number], origin.media)
+        yield number, to_example(records[number], origin.media, whole)
 
 
 @functools.lru_cache(maxsize=1)
@@ -211,7 +226,7 @@ def _canonical(options: dict[str, Any]) -> str:
 
 
 class StoredRecords(Sequence[Record]):
-    """Records of a folder that ``prepare`` wrote, each read when it is asked for.
+    """Records of a folder that ``prepare`` wrote, read when asked for; their media later still.
 
     Raises AnnotationError if there are none, or they are of another family or read with other
     options than said.
@@ -230,7 +245,7 @@ class StoredRecords(Sequence[Record]):
         built = _tfds().builder_from_directory(str(found[0].parent))
         self._require(dict(built.info.metadata or {}), family, options)
         self._features = built.info.features
-        self._raw = open_split(built)
+        self._texts, self._whole = open_split(built, "texts"), open_split(built, "train")
 
     def _require(self, stored: dict[str, Any], family: str | None, options: Any) -> None:
         wanted = {"family": family, "options": None if options is None else _canonical(options)}
@@ -242,25 +257,31 @@ class StoredRecords(Sequence[Record]):
                 )
 
     def __len__(self) -> int:
-        return len(self._raw)
+        return len(self._texts)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return from_example(self._features.deserialize_example_np(self._raw[index % len(self)]))
+        number = int(index) % len(self)
+        example = self._features.deserialize_example_np(self._texts[number])
+        return from_example(example, functools.partial(self.media, number))
+
+    def media(self, number: int) -> bytes:
+        """The encoded bytes of a record's file."""
+        return self._features.deserialize_example_np(self._whole[number])["media"]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredRecords, (self._folder,)
 
 
-def open_split(built: Any) -> Sequence[bytes]:
-    """The serialised examples of the split, in either format."""
+def open_split(built: Any, split: str) -> Sequence[bytes]:
+    """The serialised examples of a split, in either format."""
     if built.info.file_format.value == "tfrecord":
-        return TFRecordFiles([str(p) for p in built.info.splits["train"].filepaths])
+        return TFRecordFiles([str(p) for p in built.info.splits[split].filepaths])
     decoding = _tfds().decode.DeserializeMethod.RAW_BYTES
-    return built.as_data_source("train", deserialize_method=decoding)
+    return built.as_data_source(split, deserialize_method=decoding)
 
 
 class TFRecordFiles(Sequence[bytes]):
