@@ -69,6 +69,8 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             "tokenizer": "",
             "template": llm,
             "sources": {},
+            "mixed": False,
+            "decoding": {"workers": 2, "seconds": 60.0},
         }
     )
     return config
@@ -82,7 +84,7 @@ def masking(llm: str) -> str:
 def source(
     family: str, annotations: Any, media: Any, weight: float, batch_size: int, **fields: Any
 ) -> ConfigDict:
-    """A source of records; fields as in ``data.pipeline.TextSpec`` and ``FrameSpec``.
+    """A source of records; fields as in ``data.pipeline.MediaSource`` and its specs.
 
     An ``end`` of "" is the template's own.
     """
@@ -101,6 +103,8 @@ def source(
         "size": 224,
         "policy": "uniform",
         "augment": True,
+        "on_bad": "raise",
+        "max_bad": 0.01,
         "options": {},
     }
     unknown = set(fields) - set(values)

@@ -79,8 +79,20 @@ def train_one(config: ConfigDict) -> Path:
 
     def batches(start: int) -> Iterator[tuple[str, HostBatch]]:
         from vljax.data.pipeline import batches as pipeline
+        from vljax.data.quarantine import Quarantine
 
-        return pipeline(sources, config.seed, config.steps, start)
+        host = jax.process_index(), jax.process_count()
+        return pipeline(
+            sources,
+            config.seed,
+            config.steps,
+            start,
+            config.decoding.workers,
+            host=host,
+            mixed=config.mixed,
+            seconds=config.decoding.seconds,
+            quarantine=Quarantine(run.workdir, host[0]),
+        )
 
     return fit(run, batches, {"config": json.loads(config.to_json_best_effort())})
 
@@ -206,6 +218,8 @@ def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSi
             prompts=s.prompts,
             masking=s.masking,
         ),
+        on_bad=s.on_bad,
+        max_bad=s.max_bad,
     )
 
 

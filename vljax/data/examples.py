@@ -1,6 +1,6 @@
 """The contract between data and models: one record, one batch.
 
-A batch is a dict of arrays whose first axis is the example:
+A batch is a dict of arrays whose first axis is the example (which of them depends on the source):
 
 ===========  ==================  ==========================================================
 frames       uint8 [B,T,H,W,3]   RGB pixels; normalised on the device
@@ -9,6 +9,8 @@ mel          float32 [B,S,M,F]   mel spectrograms of S clips of sound (M bins, F
 tokens       int32 [B,L]         ids; a placeholder id (>= the vocabulary) for every media vector
 mask         bool [B,L]          which tokens are there; padding is at the end
 labels       int32 [B,L]         what is taught; -100 is not
+sound        bool [B]            beside mel: whether there is sound; without it mel is 0
+missing      bool [B]            rows whose media could not be read: one black frame, no labels
 ===========  ==================  ==========================================================
 """
 

@@ -22,6 +22,7 @@ from vljax.data.examples import MediaFile, StoredFile
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".flv")
 
 # Playlists, scripts and text art are "media" to ffmpeg too, and can pull in other files: name what
 # may be opened instead.
