@@ -20,7 +20,7 @@ from vljax.data.sources import READERS, read
 
 VERSION = "1.0.0"
 FileFormat = Literal["array_record", "tfrecord"]
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]  # records done, of how many
 PART = 256  # records that a Beam worker reads at a time
 
 
@@ -188,10 +188,11 @@ def from_example(example: Example, media: Callable[[], bytes]) -> Record:
 def local_examples(
     origin: Origin, whole: bool, progress: Progress | None = None
 ) -> Iterator[tuple[int, Example]]:
-    for number, record in enumerate(origin.records()):
+    records = origin.records()
+    for number, record in enumerate(records):
         yield number, to_example(record, origin.media, whole)
         if progress:
-            progress(number + 1)
+            progress(number + 1, len(records))
 
 
 def beam_examples(origin: Origin, whole: bool = True) -> Any:
