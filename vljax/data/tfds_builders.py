@@ -266,12 +266,23 @@ class StoredRecords(Sequence[Record]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         number = int(index) % len(self)
-        example = self._features.deserialize_example_np(self._texts[number])
+        example = self._read(self._texts, number)
         return from_example(example, functools.partial(self.media, number))
 
     def media(self, number: int) -> bytes:
         """The encoded bytes of a record's file."""
-        return self._features.deserialize_example_np(self._whole[number])["media"]
+        return self._read(self._whole, number)["media"]
+
+    def _read(self, split: Sequence[bytes], number: int) -> Example:
+        import tensorflow as tf
+
+        try:
+            raw = split[number]
+        except (RuntimeError, ValueError, tf.errors.OpError) as error:
+            raise OSError(
+                f"{self._folder}: record {number} is damaged ({error}); prepare them anew"
+            ) from error
+        return self._features.deserialize_example_np(raw)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredRecords, (self._folder,)
