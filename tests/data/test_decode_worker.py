@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vljax.data.clips import FrameSpec, load_media
-from vljax.data.decode_worker import DecoderDied, Decoders
+from vljax.data.decode_worker import Closed, DecoderDied, Decoders
 from vljax.data.examples import Record
 from vljax.data.video import MediaError
 
@@ -122,9 +122,9 @@ def test_closing_ends_workers_and_fails_what_is_left():
     assert ids <= set(pids) and len(pids) == 2
     assert all(gone(pid) for pid in pids)
     for job in jobs:
-        with pytest.raises(DecoderDied):
+        with pytest.raises(Closed):
             job.result(timeout=1)
-    with pytest.raises(DecoderDied, match="closed"):
+    with pytest.raises(Closed, match="closed"):
         decoders.submit(abs, -1)
 
 

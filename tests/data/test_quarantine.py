@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vljax.data import quarantine
-from vljax.data.decode_worker import Decoders
+from vljax.data.decode_worker import Closed, Decoders
 from vljax.data.examples import Record
 from vljax.data.pipeline import FrameSpec, MediaSource, TextSpec, batches
 from vljax.data.quarantine import Quarantine, Reader
@@ -133,3 +134,14 @@ def test_a_mistake_of_the_program_s_is_no_bad_record(source, monkeypatch):
     monkeypatch.setattr(quarantine, "load_media", lambda *args: [].append(1, 2))
     with pytest.raises(TypeError):
         batch(source)
+
+
+def test_a_run_that_ends_in_the_middle_puts_no_record_into_quarantine(source, monkeypatch):
+    kept = Quarantine()
+    with Decoders(1, 60) as decoders:
+        submit = decoders.submit
+        monkeypatch.setattr(decoders, "submit", lambda *job: submit(time.sleep, 50))
+        threading.Timer(1, decoders.close).start()
+        with pytest.raises(Closed):
+            batch(source, Reader(decoders, kept))
+    assert kept.reasons == {}

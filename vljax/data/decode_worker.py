@@ -31,6 +31,10 @@ class DecoderDied(RuntimeError):
     """A job took its worker down, or took too long; one clause that says how."""
 
 
+class Closed(RuntimeError):
+    """The decoders were closed before a job was done: no clip's fault."""
+
+
 class NotStarted(RuntimeError):
     """A worker that did not come up: no clip's fault."""
 
@@ -63,10 +67,7 @@ class Decoders:
         self._running: set[_Worker] = set()
         self._lock, self._closed = threading.Lock(), False
         # Daemons: the interpreter must not wait at its end for a clip that hangs.
-        threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
-        for thread in threads:
-            thread.start()
-        self._threads = threads
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
 
     def __enter__(self) -> "Decoders":
         return self
@@ -75,11 +76,14 @@ class Decoders:
         self.close()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
-        """The future result of a call; its exception is the function's own, or DecoderDied."""
+        """The future result of a call, or its error: the function's own, DecoderDied, Closed."""
         job = _Job(pickle.dumps((function, args), protocol=5), Future())
         with self._lock:
             if self._closed:
-                raise DecoderDied("the decoders are closed")
+                raise Closed("the decoders are closed")
+            if not self._threads[0].ident:
+                for thread in self._threads:
+                    thread.start()
             self._jobs.put(job)
         return job.answer
 
@@ -94,14 +98,15 @@ class Decoders:
             self._closed = True
             for worker in self._running:
                 worker.process.kill()
-        for _ in self._threads:
+        started = [thread for thread in self._threads if thread.ident]
+        for _ in started:
             self._jobs.put(None)
-        for thread in self._threads:
+        for thread in started:
             thread.join()
         while not self._jobs.empty():
             job = self._jobs.get()
             if job is not None:
-                job.answer.set_exception(DecoderDied("the decoders are closed"))
+                job.answer.set_exception(Closed("the decoders are closed"))
 
     def _serve(self) -> None:
         """One thread a worker: hands it jobs, waits for answers, replaces it when it died."""
@@ -112,10 +117,12 @@ class Decoders:
                     worker = worker or self._start()
                     ok, value = worker.call(job.message)
                     break
-                except (DecoderDied, OSError, NotStarted) as error:
+                except (DecoderDied, NotStarted, Closed) as error:
                     self._forget(worker)
                     worker, ok, value = None, False, error
-                    if not isinstance(error, DecoderDied) or self._closed:
+                    if self._closed:  # which is why it died
+                        value = Closed("the decoders are closed")
+                    if not isinstance(value, DecoderDied):
                         break
             (job.answer.set_result if ok else job.answer.set_exception)(value)
         self._forget(worker)
@@ -123,7 +130,7 @@ class Decoders:
     def _start(self) -> "_Worker":
         with self._lock:
             if self._closed:
-                raise DecoderDied("the decoders are closed")
+                raise Closed("the decoders are closed")
             worker = _Worker(self._seconds, self._memory)
             self._running.add(worker)
             return worker
@@ -142,13 +149,17 @@ class _Worker:
         self._seconds = seconds
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(seconds=seconds, memory=memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pipesize=1 << 20,  # about one clip
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _START.format(seconds=seconds, memory=memory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pipesize=1 << 20,  # about one clip
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            raise NotStarted(f"a decoding process cannot be started ({error})") from error
         self._in: Any = self.process.stdin
         self._out: Any = self.process.stdout
         self._ready = False
@@ -164,7 +175,9 @@ class _Worker:
                 if not selector.select(self._seconds + GRACE):
                     raise DecoderDied(self._too_long())
             return pickle.load(self._out)
-        except (OSError, EOFError, pickle.UnpicklingError):
+        except DecoderDied:
+            raise
+        except Exception:  # a pipe that closed, or half of an answer
             raise DecoderDied(self._death()) from None
 
     def _await_start(self) -> None:

@@ -262,16 +262,16 @@ def batches(
     for source in sources:
         own_rows(source.batch_size, host, source.name)
     rows = plan.rows(steps)
-    with Decoders(workers, seconds) as decoders:
-        read = Reader(decoders, quarantine)
+    decoders = Decoders(workers, seconds)
+    read = Reader(decoders, quarantine)
 
-        def load(step: int) -> tuple[str, HostBatch]:
-            picks = [(sources[s], i) for s, i in rows.picks(step)]
-            own = own_rows(len(picks), host, picks[0][0].name)
-            rng = np.random.default_rng((seed, 3, step))
-            return ("mixed" if mixed else picks[0][0].name), _load(picks, rng, own, read)
+    def load(step: int) -> tuple[str, HostBatch]:
+        picks = [(sources[s], i) for s, i in rows.picks(step)]
+        own = own_rows(len(picks), host, picks[0][0].name)
+        rng = np.random.default_rng((seed, 3, step))
+        return ("mixed" if mixed else picks[0][0].name), _load(picks, rng, own, read)
 
-        yield from _prefetched(load, start, steps)
+    return _prefetched(load, start, steps, decoders)
 
 
 def _load(
@@ -300,9 +300,9 @@ def _check_mixed(sources: Sequence[Source]) -> None:
 
 
 def _prefetched(
-    load: Callable[[int], tuple[str, HostBatch]], start: int, steps: int
+    load: Callable[[int], tuple[str, HostBatch]], start: int, steps: int, decoders: Decoders
 ) -> Iterator[tuple[str, HostBatch]]:
-    """``load`` of each step in order, two at a time, through tf.data."""
+    """``load`` of each step in order, two at a time, through tf.data; closes ``decoders``."""
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
@@ -329,16 +329,17 @@ def _prefetched(
         deterministic=True,
     ).prefetch(PARALLEL)
     iterator = dataset.as_numpy_iterator()
-    while True:
-        try:
-            step, arrays = next(iterator)
-        except StopIteration:
-            return
-        except tf.errors.OpError as error:
-            raise (failed[0] if failed else error) from None
-        source, fields = names.pop(int(step))
-        batch = dict(zip(union, arrays, strict=True))
-        yield source, {name: batch[name] for name in fields}
+    with decoders:  # closed before the iterator, which waits for the batches under way
+        while True:
+            try:
+                step, arrays = next(iterator)
+            except StopIteration:
+                return
+            except tf.errors.OpError as error:
+                raise (failed[0] if failed else error) from None
+            source, fields = names.pop(int(step))
+            batch = dict(zip(union, arrays, strict=True))
+            yield source, {name: batch[name] for name in fields}
 
 
 DTYPES: dict[str, Any] = {
