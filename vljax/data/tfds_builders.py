@@ -274,15 +274,7 @@ class StoredRecords(Sequence[Record]):
         return self._read(self._whole, number)["media"]
 
     def _read(self, split: Sequence[bytes], number: int) -> Example:
-        import tensorflow as tf
-
-        try:
-            raw = split[number]
-        except (RuntimeError, ValueError, tf.errors.OpError) as error:
-            raise OSError(
-                f"{self._folder}: record {number} is damaged ({error}); prepare them anew"
-            ) from error
-        return self._features.deserialize_example_np(raw)
+        return self._features.deserialize_example_np(read_raw(split, number, self._folder))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredRecords, (self._folder,)
@@ -296,6 +288,18 @@ def open_split(built: Any, split: str) -> Sequence[bytes]:
     return built.as_data_source(split, deserialize_method=decoding)
 
 
+def read_raw(split: Sequence[bytes], number: int, folder: Path) -> bytes:
+    """One of the serialised examples; raises OSError where its checksum is another."""
+    import tensorflow as tf
+
+    try:
+        return split[number]
+    except (RuntimeError, ValueError, tf.errors.OpError) as error:
+        raise OSError(
+            f"{folder}: record {number} is damaged ({error}); prepare them anew"
+        ) from error
+
+
 class TFRecordFiles(Sequence[bytes]):
     """Records of TFRecord files by number: one pass over their headers finds where each begins."""
 
@@ -306,11 +310,14 @@ class TFRecordFiles(Sequence[bytes]):
         return len(self._places)
 
     def __getitem__(self, index: Any) -> Any:
-        # Not exported by TensorFlow, but the one reader of it that seeks and verifies checksums.
-        from tensorflow.python.lib.io.tf_record import tf_record_random_reader
+        return read_at(*self._places[index])
 
-        path, offset = self._places[index]
-        return tf_record_random_reader(path).read(offset)[0]
+
+def read_at(path: str, offset: int) -> bytes:
+    # Not exported by TensorFlow, but the one reader of it that seeks and verifies checksums.
+    from tensorflow.python.lib.io.tf_record import tf_record_random_reader
+
+    return tf_record_random_reader(path).read(offset)[0]
 
 
 def record_offsets(path: str) -> Iterator[int]:
