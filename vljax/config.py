@@ -86,7 +86,8 @@ def source(
 ) -> ConfigDict:
     """A source of records; fields as in ``data.pipeline.MediaSource`` and its specs.
 
-    An ``end`` of "" is the template's own.
+    An ``end`` of "" is the template's own. ``records`` is a folder that ``vljax data prepare`` made
+    of the annotations and media, to be read instead of them.
     """
     values = {
         "family": family,
@@ -106,6 +107,7 @@ def source(
         "on_bad": "raise",
         "max_bad": 0.01,
         "options": {},
+        "records": "",
     }
     unknown = set(fields) - set(values)
     if unknown:

@@ -195,7 +195,6 @@ def make_sources(config: ConfigDict, size: VideoLlamaSize) -> list[Any]:
 
 def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSize) -> Any:
     from vljax.data.pipeline import FrameSpec, MediaSource, TextSpec
-    from vljax.data.sources import read
     from vljax.data.text import TEMPLATES
 
     if s.family == "world":
@@ -206,7 +205,7 @@ def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSi
         name=name,
         weight=s.weight,
         batch_size=s.batch_size,
-        records=read(s.family, s.annotations, s.media, **s.options),
+        records=read_records(s),
         frames=FrameSpec(s.frames, s.size, s.policy, s.augment),
         text=TextSpec(
             tokenizer=config.tokenizer,
@@ -221,6 +220,17 @@ def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSi
         on_bad=s.on_bad,
         max_bad=s.max_bad,
     )
+
+
+def read_records(s: ConfigDict) -> Sequence[Any]:
+    """As they lie on disk; or, of a source that names ``records``, as they were prepared."""
+    if s.records:
+        from vljax.data.tfds_builders import StoredRecords
+
+        return StoredRecords(s.records, s.family, s.options.to_dict())
+    from vljax.data.sources import read
+
+    return read(s.family, s.annotations, s.media, **s.options)
 
 
 def print_parameters(config: ConfigDict, as_json: bool) -> None:

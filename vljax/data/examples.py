@@ -15,8 +15,55 @@ missing      bool [B]            rows whose media could not be read: one black f
 """
 
 import dataclasses
+import functools
+import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+
+class StoredFile:
+    """A media file in a records file: bytes that are read when they are asked for, and a path.
+
+    It stands for a path wherever media are read. Sent to another process, it takes its bytes along.
+    """
+
+    def __init__(self, path: Path, read: Callable[[], bytes]):
+        self.path, self._read = path, read
+
+    @functools.cached_property
+    def data(self) -> bytes:
+        return self._read()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _in_memory, (self.path, self.data)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def open(self) -> io.BytesIO:
+        """The bytes as a file, with a name: ffmpeg goes by it where the bytes leave a doubt."""
+        file = io.BytesIO(self.data)
+        file.name = self.name
+        return file
+
+
+def _in_memory(path: Path, data: bytes) -> StoredFile:
+    return StoredFile(path, lambda: data)
+
+
+MediaFile = Path | StoredFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +72,7 @@ class Record:
 
     Attributes:
       id: as the annotation file names it, for messages.
-      path: the media file.
+      path: the media file, or its bytes where the records hold them.
       kind: a clip of several frames, or one image.
       caption: what is taught in captioning; None in a conversation.
       turns: (role, text) with role "human" or "gpt" and ``<image>`` where the media stand;
@@ -35,7 +82,7 @@ class Record:
     """
 
     id: str
-    path: Path
+    path: MediaFile
     kind: Literal["video", "image"]
     caption: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
