@@ -130,7 +130,8 @@ def assemble(
     """
     sources = [source for source, _ in picks]
     records = [source.records[i] for source, i in picks]
-    prompts = {s.name: _draw_prompt(s.text, rng) for s in sources}
+    distinct = {s.name: s for s in sources}
+    prompts = {name: _draw_prompt(s.text, rng) for name, s in distinct.items()}
     each = list(zip(sources, records, rng.spawn(len(picks)), strict=True))
     wanted = [tokens_at_most(r, s.text, s.frames, prompts[s.name]) for s, r, _ in each]
     lengths = sources[0].text.lengths
