@@ -1,6 +1,7 @@
 """``vljax train --config=FILE[:ARG] [--config.FIELD=VALUE ...]``: runs one config, or a chain."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vljax import store
-from vljax.models.sizes import VideoLlamaSize, own_size, video_llama_size
+from vljax.models.sizes import VideoLlamaSize, own_size, size_of, video_llama_size
 from vljax.models.video_llama import abstract_parameters
 from vljax.sharding.strategy import strategy
 from vljax.train import partition
@@ -171,16 +172,41 @@ def make_problem(config: ConfigDict) -> Problem:
     )
 
 
+def with_decoder_of(size: VideoLlamaSize, folders: Sequence[str]) -> VideoLlamaSize:
+    """``size``, its decoder as the converted one of ``folders`` states it, if one does.
+
+    What goes by one name may have a row more (Vicuna's [PAD]) or another eps (Vicuna 1.5).
+    Raises WeightsError for a decoder of another width or depth.
+    """
+    for folder in folders:
+        if not (Path(folder) / "manifest.json").is_file():
+            continue  # told when its arrays are missed
+        manifest = store.read_manifest(folder)
+        if "model" not in manifest or "llama" not in manifest.get("parts", ()):
+            continue
+        decoder = size_of(manifest).llama
+        got, wanted = (decoder.width, decoder.depth), (size.llama.width, size.llama.depth)
+        if got != wanted:
+            raise store.WeightsError(
+                f"{folder}: its LLM has width and depth {got}, but size={size.name} has {wanted}; "
+                "name the other size, or other weights"
+            )
+        return dataclasses.replace(size, llama=decoder)
+    return size
+
+
 def make_run(config: ConfigDict) -> Run:
     workdir = Path(config.workdir)
+    start = tuple(str(workdir / folder) for folder in config.start)
+    problem = make_problem(config)
     return Run(
         name=config.name,
-        problem=make_problem(config),
+        problem=dataclasses.replace(problem, size=with_decoder_of(problem.size, start)),
         optimizer=OptimizerConfig(**config.optimizer),
         strategy=strategy(config.sharding),
         steps=config.steps,
         workdir=workdir,
-        start=tuple(str(workdir / folder) for folder in config.start),
+        start=start,
         begin_as=tuple(tuple(pair) for pair in config.begin_as),
         seed=config.seed,
         save_every=config.save_every,
