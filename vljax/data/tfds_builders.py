@@ -26,12 +26,18 @@ PART = 256  # records that a Beam worker reads at a time
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A data set as it lies on disk; see ``sources.read``."""
+    """A data set as it lies on disk; see ``sources.read``.
+
+    Attributes:
+      allow_missing: store empty bytes for files that are not there, so that every record keeps its
+        number; reading one is an error then, or quarantined, as it is in the raw layout.
+    """
 
     family: str
     annotations: str
     media: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    allow_missing: bool = False
 
     def records(self) -> list[Record]:
         return read(self.family, self.annotations, self.media, **self.options)
@@ -43,7 +49,6 @@ def prepare(
     file_format: FileFormat = "array_record",
     runner: str | None = None,
     beam_options: Sequence[str] = (),
-    allow_missing: bool = False,
     shards: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -53,8 +58,6 @@ def prepare(
       runner: name of a Beam runner ("DirectRunner", "DataflowRunner", "FlinkRunner",
         "SparkRunner"); without one, this process writes.
       beam_options: flags of that runner, such as "--project=NAME".
-      allow_missing: store empty bytes for files that are not there, so that every record keeps its
-        number; reading one is an error then, or quarantined, as it is in the raw layout.
       shards: how many files; else as many as hold 1 GiB each.
       progress: told how many records are written; by Beam it is not.
 
@@ -66,7 +69,7 @@ def prepare(
         raise FileExistsError(f"{out}: not empty; name a new folder, or delete this one first")
     tfds = _tfds()
     records = origin.records()
-    if not allow_missing:
+    if not origin.allow_missing:
         require_files(origin, records)
     options: dict[str, Any] = {}
     if runner is not None:
@@ -152,21 +155,22 @@ def _features(tfds: Any) -> dict[str, Any]:
 Example = dict[str, Any]
 
 
-def to_example(record: Record, media: str, whole: bool = True) -> Example:
-    """What is stored: turns and tags as JSON, the path below ``media``, an absent file as b"".
+def to_example(record: Record, origin: Origin, whole: bool = True) -> Example:
+    """What is stored: turns and tags as JSON, the path below the media's folder.
 
     The media's bytes only of a ``whole`` example.
     """
     path = Path(str(record.path))
+    there = path.is_file() or not origin.allow_missing
     return {
         "id": record.id,
-        "path": str(path.relative_to(media)),
+        "path": str(path.relative_to(origin.media)),
         "kind": record.kind,
         "caption": record.caption or "",
         "turns": json.dumps(record.turns),
         "tags": json.dumps(record.tags),
         "frame_message": record.frame_message,
-        "media": path.read_bytes() if whole and path.is_file() else b"",
+        "media": path.read_bytes() if whole and there else b"",
     }
 
 
@@ -190,7 +194,7 @@ def local_examples(
 ) -> Iterator[tuple[int, Example]]:
     records = origin.records()
     for number, record in enumerate(records):
-        yield number, to_example(record, origin.media, whole)
+        yield number, to_example(record, origin, whole)
         if progress:
             progress(number + 1, len(records))
 
@@ -214,7 +218,7 @@ def part_of_examples(part: int, origin: Origin, whole: bool) -> Iterator[tuple[i
         origin.family, origin.annotations, origin.media, _canonical(origin.options)
     )
     for number in range(part * PART, min((part + 1) * PART, len(records))):
-        yield number, to_example(records[number], origin.media, whole)
+        yield number, to_example(records[number], origin, whole)
 
 
 @functools.lru_cache(maxsize=1)
