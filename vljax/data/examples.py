@@ -10,6 +10,9 @@ tokens       int32 [B,L]         ids; a placeholder id (>= the vocabulary) for e
 mask         bool [B,L]          which tokens are there; padding is at the end
 labels       int32 [B,L]         what is taught; -100 is not
 ===========  ==================  ==========================================================
+
+Where ``vljax encode`` has run, what the frozen towers made of the frames stands in their place:
+frame_tokens [B,T,Q,D] or sight_features [B,T,D] or both, float32.
 """
 
 import dataclasses

@@ -13,6 +13,7 @@ import numpy as np
 
 from vljax.data import text, video
 from vljax.data.examples import Record
+from vljax.data.features import Features
 from vljax.data.tokenizer import PromptError, load_tokenizer
 
 HostBatch = dict[str, np.ndarray]
@@ -66,7 +67,10 @@ class FrameSpec:
 
 @dataclasses.dataclass(frozen=True)
 class MediaSource:
-    """Records of clips or images on disk, with their texts."""
+    """Records of clips or images on disk, with their texts.
+
+    ``features``: what frozen towers made of the records, to be read in place of their frames.
+    """
 
     name: str
     weight: float
@@ -74,6 +78,7 @@ class MediaSource:
     records: Sequence[Record]
     frames: FrameSpec
     text: TextSpec
+    features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -85,14 +90,26 @@ class MediaSource:
         if self.text.prompts:
             line = text.CAPTION_PROMPTS[rng.integers(len(text.CAPTION_PROMPTS))]
             prompt = text.TEMPLATES[self.text.template].caption.format(line)
-        seen = [load_frames(r, self.frames, rng) for r in records]
+        media, messages = self._media(indices, records, rng)
         examples = [
             text_example(r, self.text, message, prompt)
-            for r, (_, message) in zip(records, seen, strict=True)
+            for r, message in zip(records, messages, strict=True)
         ]
         pad = load_tokenizer(self.text.tokenizer, self.text.vocab).special.pad
         tokens = text.collate(examples, _bucket(examples, self.text.lengths), pad)
-        return tokens | _stack_frames([frames for frames, _ in seen], records, self.frames)
+        return tokens | media
+
+    def _media(
+        self, indices: np.ndarray, records: Sequence[Record], rng: np.random.Generator
+    ) -> tuple[HostBatch, list[str]]:
+        """The arrays of media, and the sentences that tell the times of their frames."""
+        count = self.frames.count if any(r.kind == "video" for r in records) else 1
+        if self.features is not None:
+            messages = [self.features.message(i) for i in indices]
+            return self.features.batch(indices, count), messages
+        seen = [load_frames(r, self.frames, rng) for r in records]
+        frames = _stack_frames([frames for frames, _ in seen], count, self.frames.size)
+        return frames, [message for _, message in seen]
 
 
 def load_frames(
@@ -152,10 +169,9 @@ def _bucket(examples: Sequence[text.TextExample], lengths: Sequence[int]) -> int
     return min(fitting)
 
 
-def _stack_frames(clips: list[np.ndarray], records: Sequence[Record], spec: FrameSpec) -> HostBatch:
-    """Pads clips to the source's number of frames (images alone: to one); says which are there."""
-    count = spec.count if any(r.kind == "video" for r in records) else 1
-    frames = np.zeros((len(clips), count, spec.size, spec.size, 3), np.uint8)
+def _stack_frames(clips: list[np.ndarray], count: int, size: int) -> HostBatch:
+    """Pads clips to ``count`` frames; says which are there."""
+    frames = np.zeros((len(clips), count, size, size, 3), np.uint8)
     mask = np.zeros((len(clips), count), bool)
     for i, clip in enumerate(clips):
         n = min(len(clip), count)
@@ -254,6 +270,8 @@ def batches(
 DTYPES: dict[str, Any] = {
     "frames": np.uint8,
     "frame_mask": np.bool_,
+    "frame_tokens": np.float32,
+    "sight_features": np.float32,
     "mel": np.float32,
     "tokens": np.int32,
     "mask": np.bool_,
