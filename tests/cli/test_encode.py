@@ -332,7 +332,7 @@ def opened(monkeypatch):
 
 
 def test_killed_and_given_again(make, encode, tmp_path, opened):
-    small = ("--shard-mb=0.02", "--batch=8", "--workers=1")
+    small = ("--shard-mb=0.001", "--batch=8", "--workers=1")
     opened.die_at = 12
     assert encode(make(), *small)[0] == 137
     shards = sorted((tmp_path / "out" / "frame_tokens").glob("*.npy"))

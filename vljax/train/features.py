@@ -28,6 +28,7 @@ from vljax.store import Tree
 from vljax.train.loop import stop_signals
 from vljax.train.step import Problem
 
+Key = tuple[str, str]  # media hash, view
 BAD = (ValueError, OSError, MemoryError)  # what a file can do to a decoder
 
 
@@ -212,31 +213,33 @@ def _encode_group(
 
     Files of equal bytes are encoded once.
     """
-    new = {
-        (loaded.media, item.view): loaded
-        for item, loaded in group
-        if not all((loaded.media, item.view) in w.store.rows for w in writers.values())
+    keys = [(loaded.media, item.view) for item, loaded in group]
+    arrays = {
+        key: loaded.array
+        for key, (_, loaded) in zip(keys, group, strict=True)
+        if not all(key in w.store.rows for w in writers.values())
     }
-    rows = _run_in_batches(run, [x.array for x in new.values()], batch) if new else {}
+    rows = _run_in_batches(run, arrays, batch) if arrays else {}
     for name, writer in writers.items():
-        for i, ((media, view), loaded) in enumerate(new.items()):
-            if (media, view) not in writer.store.rows:
-                writer.add(media, view, rows[name][i], loaded.message)
-        for item, loaded in group:
-            if item.record is not None:
-                writer.note(item.record.path, loaded.stamp, loaded.media)
+        for key, (item, loaded) in zip(keys, group, strict=True):
+            if item.path is not None:
+                writer.note(item.path, loaded.stamp, loaded.media)
+            if key not in writer.store.rows:
+                writer.add(*key, rows[name][key], loaded.message)
 
 
 def _run_in_batches(
-    run: Callable[[np.ndarray], dict[str, np.ndarray]], arrays: Sequence[np.ndarray], batch: int
-) -> dict[str, list[np.ndarray]]:
+    run: Callable[[np.ndarray], dict[str, np.ndarray]], arrays: Mapping[Key, np.ndarray], batch: int
+) -> dict[str, dict[Key, np.ndarray]]:
     """``run`` of arrays [T_i, ...] one after the other, ``batch`` rows at once: [T_i, *shape]."""
-    whole = np.concatenate(arrays)
+    whole = np.concatenate(list(arrays.values()))
     room = max(1, -(-len(whole) // batch)) * batch
     padded = np.concatenate([whole, np.zeros((room - len(whole), *whole.shape[1:]), whole.dtype)])
     parts = [run(padded[i : i + batch]) for i in range(0, room, batch)]
-    bounds = np.cumsum([len(x) for x in arrays])
+    ends = np.cumsum([len(x) for x in arrays.values()])
     return {
-        name: np.split(np.concatenate([p[name] for p in parts]), bounds)[: len(arrays)]
+        name: dict(
+            zip(arrays, np.split(np.concatenate([p[name] for p in parts]), ends), strict=False)
+        )
         for name in parts[0]
     }
