@@ -22,6 +22,7 @@ BASE = [
     "pillow>=11",
 ]
 DATA = ["tensorflow-cpu>=2.21", "tensorflow-datasets>=4.9.10", "matplotlib>=3.10"]
+BEAM = ["apache-beam>=2.77"]  # to prepare data sets on an engine
 CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 DEV = ["pytest>=9", "ruff>=0.14", "mypy>=1.18", "chex>=0.1.92", "librosa>=0.11"]
@@ -39,6 +40,7 @@ setup(
     install_requires=BASE,
     extras_require={
         "data": DATA,
+        "beam": DATA + BEAM,
         "convert": CONVERT,
         "parity": PARITY,
         "dev": DATA + CONVERT + DEV,

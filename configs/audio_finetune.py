@@ -43,5 +43,6 @@ def get_config(arg=None):
         limit=512,
         media_tokens=8,
         masking=labels,
+        on_bad="skip",  # of the clips from the web some are broken
     )
     return config

@@ -20,6 +20,7 @@ def get_config(arg=None):
         256,
         policy="headtail",
         media_tokens=8,
+        on_bad="skip",  # of the clips from the web some are broken
     )
     config.sources.cc595k = source(
         "filter_cap", "data/cc595k/filter_cap.json", "data/cc595k/image", 24, 256, media_tokens=8

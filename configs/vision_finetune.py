@@ -40,5 +40,6 @@ def get_config(arg=None):
         32,
         limit=512,
         masking=labels,
+        on_bad="skip",  # of the clips from the web some are broken
     )
     return config

@@ -16,7 +16,13 @@ def get_config(arg=None):
     config.steps = 5 * 2500
     config.optimizer.update(warmup_steps=2500, steps_per_epoch=2500)
     config.sources.webvid = source(
-        "webvid", "data/webvid/annotations", "data/webvid/videos", 100, 256, policy="headtail"
+        "webvid",
+        "data/webvid/annotations",
+        "data/webvid/videos",
+        100,
+        256,
+        policy="headtail",
+        on_bad="skip",  # of millions of clips from the web some are broken
     )
     config.sources.cc595k = source(
         "filter_cap", "data/cc595k/filter_cap.json", "data/cc595k/image", 24, 256

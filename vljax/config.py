@@ -71,6 +71,8 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             "template": llm,
             "features": "",
             "sources": {},
+            "mixed": False,
+            "decoding": {"workers": 2, "seconds": 60.0},
         }
     )
     return config
@@ -84,9 +86,10 @@ def masking(llm: str) -> str:
 def source(
     family: str, annotations: Any, media: Any, weight: float, batch_size: int, **fields: Any
 ) -> ConfigDict:
-    """A source of records; fields as in ``data.pipeline.TextSpec`` and ``FrameSpec``.
+    """A source of records; fields as in ``data.pipeline.MediaSource`` and its specs.
 
-    An ``end`` of "" is the template's own.
+    An ``end`` of "" is the template's own. ``records`` is a folder that ``vljax data prepare`` made
+    of the annotations and media, to be read instead of them.
     """
     values = {
         "family": family,
@@ -103,7 +106,10 @@ def source(
         "size": 224,
         "policy": "uniform",
         "augment": True,
+        "on_bad": "raise",
+        "max_bad": 0.01,
         "options": {},
+        "records": "",
         "features": "",
     }
     unknown = set(fields) - set(values)

@@ -1,5 +1,7 @@
 """Features of frozen towers: written once, trained from as from the media, never mistaken."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -17,7 +19,6 @@ from vljax import store
 from vljax.cli import main as cli
 from vljax.cli.train import encoder_hashes, make_run, make_sources, train_one
 from vljax.config import AUDIO, VISION, default, source
-from vljax.data import views
 from vljax.data.features import Store
 from vljax.data.world.files import write_clip
 from vljax.models.sizes import TINY, ImageBindSize, QFormerSize
@@ -145,6 +146,7 @@ def losses(config: ConfigDict, workdir: Path) -> list[float]:
     return [json.loads(row)["loss"] for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["vision", "audio"])
 def test_training_from_features_is_training_from_media(make, encode, tmp_path, branch):
     code, out, err = encode(make(branch))
@@ -314,26 +316,33 @@ def contents(folder: Path) -> dict:
 def opened(monkeypatch):
     """The names of the files that are decoded; the one at ``die_at`` takes the process down."""
     names: list[str] = []
-    plain = views.load
 
     class Log(list):
         die_at = None
 
     names = Log()
 
-    def load(item):
-        names.append("black" if item.record is None else item.record.path.name)
-        if len(names) == names.die_at:
-            raise SystemExit(137)
-        return plain(item)
+    class Here(contextlib.nullcontext):
+        """Decodes in this process."""
 
-    monkeypatch.setattr("vljax.train.features.load", load)
+        def __init__(self, workers, seconds):
+            super().__init__(self)
+
+        def submit(self, load, item):
+            names.append("black" if item.record is None else item.record.path.name)
+            if len(names) == names.die_at:
+                raise SystemExit(137)
+            done = concurrent.futures.Future()
+            done.set_result(load(item))
+            return done
+
+    monkeypatch.setattr("vljax.train.features.Decoders", Here)
     return names
 
 
 def test_killed_and_given_again(make, encode, tmp_path, opened):
-    small = ("--shard-mb=0.001", "--batch=8", "--workers=1")
-    opened.die_at = 12
+    small = ("--shard-mb=0.001", "--batch=8")
+    opened.die_at = 18
     assert encode(make(), *small)[0] == 137
     shards = sorted((tmp_path / "out" / "frame_tokens").glob("*.npy"))
     assert len(shards) >= 2
@@ -345,7 +354,7 @@ def test_killed_and_given_again(make, encode, tmp_path, opened):
     code, _, err = encode(make(), *small)
     assert code == 0
     assert "views encoded 21/21" in err
-    assert 21 - 12 < len(opened) < 21
+    assert 21 - 18 < len(opened) < 21
     assert {p: p.read_bytes() for p in shards} == before
     resumed = contents(tmp_path / "out" / "frame_tokens")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vljax.data.features import Features, FeaturesError, Store, Writer
+from vljax.data.features import Features, FeaturesError, Store, Writer, stack_features
 
 VIEW = "8 frames, uniform, 48 px"
 
@@ -124,7 +124,7 @@ def test_shorter_clips_are_padded(tmp_path):
     store = Store(tmp_path / "s")
     entries = [store.rows[n, VIEW] for n in "ab"]
     features = Features({"x": store}, {"x": entries}, {"x": np.full((3, 4), 9, np.float32)})
-    batch = features.batch(np.array([1, 0, 1]), 2)
+    batch = stack_features([features.read(i) for i in (1, 0, 1)], features.padding, 2)
     assert batch["x"][..., 0, 0].tolist() == [[3, 3], [1, 9], [3, 3]]
     assert batch["frame_mask"].tolist() == [[True, True], [True, False], [True, True]]
     assert features.message(1) == "3 frames"

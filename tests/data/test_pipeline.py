@@ -2,15 +2,23 @@
 
 import dataclasses
 import itertools
+import os
+import pickle
+import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from vljax.data.audio import AudioSpec
 from vljax.data.examples import Record
 from vljax.data.pipeline import FrameSpec, MediaSource, Plan, TextSpec, batches, load_frames
+from vljax.data.quarantine import Reader
 from vljax.data.text import CAPTION_PROMPTS, IGNORE, VICUNA
 from vljax.data.tokenizer import PromptError, load_tokenizer
 
@@ -58,6 +66,30 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 def test_workers_change_nothing():
     assert same(batches(TWO, 7, 12, workers=1), batches(TWO, 7, 12, workers=4))
+
+
+def of_hosts(sources, count: int, **options) -> list:
+    """The streams of so many hosts, each on its own, put together again."""
+    streams = [list(batches(sources, 7, 6, host=(i, count), **options)) for i in range(count)]
+    together = []
+    for rows in zip(*streams, strict=True):
+        [name] = {name for name, _ in rows}
+        fields = {n: np.concatenate([batch[n] for _, batch in rows]) for n in rows[0][1]}
+        together.append((name, fields))
+    return together
+
+
+def test_a_generated_source_is_shared_out_to_hosts():
+    sources = [Numbers("a", 10), Numbers("b", 9, field="tokens")]
+    whole = list(batches(sources, 7, 6))
+    assert same(whole, of_hosts(sources, 2)) and same(whole, of_hosts(sources, 4))
+
+
+def test_rows_that_cannot_be_shared_out_are_told():
+    with pytest.raises(ValueError, match="got 3 of source b, expected a multiple of the 2 proc"):
+        next(batches(TWO, 7, 6, host=(0, 2)))
+    with pytest.raises(ValueError, match="host: got index 2 of 2, expected 0 to 1"):
+        next(batches(TWO, 7, 6, host=(2, 2)))
 
 
 def test_more_steps_change_no_earlier_batch():
@@ -233,3 +265,138 @@ def test_a_conversation_that_does_not_fit_names_its_record(images):
     )
     with pytest.raises(PromptError, match="record 77: conversation: got 0 media placeholders"):
         one_batch([talk])
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> list[MediaSource]:
+    """Clips that are talked about (their times are told), and images with captions; random crops.
+
+    One of the clips is broken.
+    """
+    folder = tmp_path_factory.mktemp("library")
+    rng = np.random.default_rng(0)
+    clips, stills = [], []
+    for i in range(9):
+        still = folder / f"{i}.png"
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(still)
+        stills.append(Record(f"s{i}", still, "image", caption="dog " * (3 * i + 1)))
+        clip = folder / f"{i}.mp4"
+        pixels = rng.integers(0, 256, (6 + 4 * i, 32, 48, 3), np.uint8)
+        with av.open(str(clip), "w") as out:
+            stream = out.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+            for frame in pixels:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+            out.mux(stream.encode())
+        turns = (("human", "<image> who?" + " and who" * i), ("gpt", "a dog."))
+        clips.append(Record(f"c{i}", clip, "video", None, turns, frame_message=True))
+    clips[4].path.write_bytes(b"broken")
+    spec = dataclasses.replace(
+        TEXT, limit=100, prompts=True, end="###", lengths=tuple(range(40, 129, 4))
+    )
+    crops = FrameSpec(count=4, size=24, policy="headtail")
+    return [
+        MediaSource("clips", 2.0, 4, clips, crops, spec, on_bad="skip", max_bad=0.2),
+        MediaSource("stills", 1.0, 4, stills, crops, spec),
+    ]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_hosts_load_the_rows_of_one_stream(library, mixed):
+    whole = list(batches(library, 7, 6, workers=1, mixed=mixed))
+    assert same(whole, of_hosts(library, 2, workers=1, mixed=mixed))
+    assert same(whole, of_hosts(library, 4, workers=2, mixed=mixed))
+    assert same(whole[4:], batches(library, 7, 6, start=4, mixed=mixed))
+    missing = np.concatenate([b["missing"] for _, b in whole if "missing" in b])
+    assert missing.any() and not missing.all()
+    assert len({b["tokens"].shape for _, b in whole}) > 1
+
+
+def test_a_host_reads_none_but_its_own_rows(library):
+    class Watched(Reader):
+        def __call__(self, wanted):
+            met.extend(record.id for _, record, _ in wanted)
+            return super().__call__(wanted)
+
+    met: list[str] = []
+    source = library[1]
+    indices, rng = np.arange(4), np.random.default_rng(0)
+    batch = source.batch(indices, rng, slice(2, 4), Watched())
+    assert met == ["s2", "s3"] and len(batch["tokens"]) == 2
+
+
+def test_mixed_rows_are_drawn_by_weight(library):
+    got = list(batches(library, 7, 6, mixed=True))
+    assert {name for name, _ in got} == {"mixed"}
+    clips = np.concatenate([b["frame_mask"][:, 1] | b["missing"] for _, b in got])
+    assert {b["frames"].shape for _, b in got} == {(4, 4, 24, 24, 3)}
+    assert 0 < (~clips).sum() < clips.sum()
+    drawn = Plan(0, (10, 10), (1.0, 3.0), (4, 4), mixed=True).rows(1000)
+    picks = [pick for step in range(1000) for pick in drawn.picks(step)]
+    assert abs(np.mean([source for source, _ in picks]) - 0.75) < 0.03
+    first = [i for source, i in picks if source == 0][:10]
+    assert sorted(first) == list(range(10))  # each record once a pass
+
+
+def test_what_cannot_be_mixed_is_told(library):
+    with pytest.raises(ValueError, match="mixed: got source a, expected only sources of records"):
+        next(batches([*library, Numbers("a", 10)], 0, 1, mixed=True))
+    other = dataclasses.replace(library[0], frames=FrameSpec(size=32))
+    with pytest.raises(ValueError, match="mixed: got sources clips and stills with other sizes"):
+        next(batches([other, library[1]], 0, 1, mixed=True))
+    other = dataclasses.replace(library[0], batch_size=2)
+    with pytest.raises(ValueError, match="batch_size: got 2, 4, expected one size"):
+        next(batches([other, library[1]], 0, 1, mixed=True))
+
+
+def test_sound_is_there_where_it_is_asked_for(tmp_path, write, grey_frames, tone):
+    path = write(tmp_path / "a.mp4", grey_frames(20), tone(2.0, 16000, 1), fps=10)
+    mute = write(tmp_path / "b.mp4", grey_frames(20), fps=10)
+    records = [Record("a", path, "video", "a dog"), Record("b", mute, "video", "a cat")]
+    source = MediaSource("s", 1.0, 2, records, FRAMES, TEXT, sound=AudioSpec())
+    [(_, batch)] = batches([source], 0, 1)
+    there = batch["sound"].tolist()
+    assert sorted(there) == [False, True] and batch["mel"].shape == (2, 8, 128, 204)
+    assert not batch["mel"][there.index(False)].any() and batch["mel"][there.index(True)].any()
+
+
+CONSUMER = """
+import hashlib, pickle, sys
+from vljax.data.pipeline import batches
+sources, start, steps = pickle.load(sys.stdin.buffer)
+for step, (name, batch) in enumerate(batches(sources, 7, steps, start, workers=2), start):
+    digest = hashlib.sha256(b"".join(batch[n].tobytes() for n in sorted(batch))).hexdigest()
+    print(step, name, digest, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_stream_goes_on_exactly(library):
+    """kill -9 of a process that consumes the stream, at a random batch; then from there on."""
+    steps = 40
+
+    def consume(start: int, stop: int | None = None) -> list[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CONSUMER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        process.stdin.write(pickle.dumps((library, start, steps)))
+        process.stdin.close()
+        lines = []
+        for line in process.stdout:
+            lines.append(line.decode())
+            if len(lines) == stop:
+                process.kill()
+        process.wait()
+        process.stdout.close()
+        return lines
+
+    whole = consume(0)
+    assert len(whole) == steps and len(set(whole)) == steps
+    stop = random.randint(3, 30)
+    before = consume(0, stop)
+    assert stop <= len(before) < steps  # some may still have been in the pipe
+    assert before == whole[: len(before)]
+    assert consume(len(before)) == whole[len(before) :]

@@ -130,3 +130,58 @@ def test_webvid_names_a_missing_column(tmp_path):
 def test_webvid_wants_tables_in_a_folder(tmp_path):
     with pytest.raises(AnnotationError, match=r"got no .csv or .tsv file, expected at least one"):
         read("webvid", tmp_path, MEDIA)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.mp4", "a.JPG", "deep/c.webm"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_folder_with_texts_beside(folder):
+    for name, words in (("b", "A Dog!\n"), ("a", " two "), ("deep/c", "three")):
+        (folder / f"{name}.txt").write_text(words)
+    assert read("folder", folder, folder) == [
+        Record("a.JPG", folder / "a.JPG", "image", caption="two"),
+        Record("b.mp4", folder / "b.mp4", "video", caption="A Dog!"),
+        Record("deep/c.webm", folder / "deep/c.webm", "video", caption="three"),
+    ]
+    assert read("folder", folder, folder, clean=True)[1].caption == "a dog"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_folder_with_a_table(folder, tmp_path_factory, suffix):
+    path = tmp_path_factory.mktemp("notes") / f"metadata{suffix}"
+    rows = {"b.mp4": "red, then green", "a.JPG": "two", "deep/c.webm": "three"}
+    if suffix == ".jsonl":
+        lines = [json.dumps({"file_name": n, "text": t}) for n, t in rows.items()]
+    else:
+        comma = "," if suffix == ".csv" else "\t"
+        lines = [f'"{n}"{comma}"{t}"' for n, t in (("file_name", "text"), *rows.items())]
+    path.write_text("\n".join(lines) + "\n")
+    assert {r.id: r.caption for r in read("folder", path, folder)} == rows
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(AnnotationError, match=r"has no caption of deep/c.webm; add it"):
+        read("folder", path, folder)
+    path.write_text("\n".join([*lines, lines[-1].replace("deep/c", "d")]) + "\n")
+    with pytest.raises(AnnotationError, match=r"names d.webm, which .* has not"):
+        read("folder", path, folder)
+
+
+def test_folders_that_lack_something(folder, tmp_path):
+    (folder / "a.txt").write_text("one")
+    with pytest.raises(AnnotationError, match=r"has no caption of b.mp4; add it"):
+        read("folder", folder, folder)
+    (folder / "z.txt").write_text("what is this?")
+    with pytest.raises(AnnotationError, match=r"z.txt: has no clip or image of that name"):
+        read("folder", folder, folder)
+    with pytest.raises(AnnotationError, match="none: not there; name the folder"):
+        read("folder", folder, tmp_path / "none")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(AnnotationError, match="got no records"):
+        read("folder", tmp_path / "new", tmp_path / "new")
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(AnnotationError, match="is not JSON a line"):
+        read("folder", tmp_path / "bad.jsonl", folder)

@@ -85,6 +85,21 @@ def whole(make_run, batches, tmp_path_factory):
     return run, fit(run, batches(), {"hello": "world"})
 
 
+def test_records_that_could_not_be_read_are_counted(make_run, media_batch, tmp_path):
+    def batches(start: int):
+        for step in range(start, STEPS):
+            skipped = {"missing": np.arange(8) < step} if step % 2 else {}
+            yield ("clips", "images")[step % 2], media_batch(step) | skipped
+
+    run = make_run(tmp_path)
+    fit(run, batches, {})
+    assert [row.get("skipped") for row in rows(run)] == [None, 1, 1, 4, 4, 9]
+    _, manifest = store.load(run.workdir / "weights")
+    seen = {n: x for n, x in manifest["consumed"].items() if not n.startswith("field")}
+    assert seen == {"source/clips": 24, "source/images": 15, "skipped/images": 9}
+    assert "field/missing" not in manifest["consumed"]
+
+
 def test_a_run_and_the_same_one_interrupted(make_run, batches, whole, tmp_path):
     (whole, folder), parts = whole, make_run(tmp_path)
     with pytest.raises(KeyboardInterrupt):

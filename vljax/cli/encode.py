@@ -28,14 +28,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sound", action="store_true", help="ImageBind's features of sounds, too")
     parser.add_argument("--batch", type=int, default=64, help="frames encoded at once")
     parser.add_argument("--shard-mb", type=float, default=256, help="what a kill may cost, at most")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode")
     parser.add_argument(
         "--process", metavar="I/N", help="this host's part of the files; JAX's own by default"
     )
     args, rest = parser.parse_known_args(argv)
     if not args.config or not args.out:
         parser.error("name a config and a folder: --config=configs/vision_pretrain.py --out=DIR")
-    for name, least in (("batch", 1), ("workers", 1), ("shard_mb", 0)):
+    for name, least in (("batch", 1), ("shard_mb", 0)):
         if getattr(args, name) < least:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag}: got {getattr(args, name)}, expected at least {least}")
@@ -98,7 +97,8 @@ def encode_config(
     bad = []
     for items, hears in ((seen, False), (heard, True)):
         chosen = {name: w for name, w in writers.items() if OUTPUTS[name].hears == hears}
-        bad += encode(items[process[0] :: process[1]], chosen, encoder, args.batch, args.workers)
+        part = items[process[0] :: process[1]]
+        bad += encode(part, chosen, encoder, args.batch, **config.decoding)
     return [(str(item.path), reason) for item, reason in bad]
 
 

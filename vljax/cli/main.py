@@ -13,6 +13,7 @@ VERBS = {
     "doctor": "look weights over before they are converted or loaded",
     "convert": "turn published weights into a folder of ours, or back",
     "parity": "compare with the original's numbers",
+    "data": "check, preview or prepare a data set",
     "make-world": "write a tiny world of clips to learn from",
 }
 

@@ -77,8 +77,20 @@ def train_one(config: ConfigDict) -> Path:
 
     def batches(start: int) -> Iterator[tuple[str, HostBatch]]:
         from vljax.data.pipeline import batches as pipeline
+        from vljax.data.quarantine import Quarantine
 
-        return pipeline(sources, config.seed, config.steps, start)
+        host = jax.process_index(), jax.process_count()
+        return pipeline(
+            sources,
+            config.seed,
+            config.steps,
+            start,
+            config.decoding.workers,
+            host=host,
+            mixed=config.mixed,
+            seconds=config.decoding.seconds,
+            quarantine=Quarantine(run.workdir, host[0]),
+        )
 
     manifest = {"config": json.loads(config.to_json_best_effort())}
     return fit(run, batches, manifest | ({"encoders": encoders} if encoders else {}))
@@ -239,7 +251,6 @@ def with_features(source: Any, folder: str, encoders: Mapping[str, str]) -> Any:
 
 def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSize) -> Any:
     from vljax.data.pipeline import FrameSpec, MediaSource, TextSpec
-    from vljax.data.sources import read
     from vljax.data.text import TEMPLATES
 
     if s.family == "world":
@@ -250,7 +261,7 @@ def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSi
         name=name,
         weight=s.weight,
         batch_size=s.batch_size,
-        records=read(s.family, s.annotations, s.media, **s.options),
+        records=read_records(s),
         frames=FrameSpec(s.frames, s.size, s.policy, s.augment),
         text=TextSpec(
             tokenizer=config.tokenizer,
@@ -262,7 +273,20 @@ def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSi
             prompts=s.prompts,
             masking=s.masking,
         ),
+        on_bad=s.on_bad,
+        max_bad=s.max_bad,
     )
+
+
+def read_records(s: ConfigDict) -> Sequence[Any]:
+    """As they lie on disk; or, of a source that names ``records``, as they were prepared."""
+    if s.records:
+        from vljax.data.tfds_builders import StoredRecords
+
+        return StoredRecords(s.records, s.family, s.options.to_dict())
+    from vljax.data.sources import read
+
+    return read(s.family, s.annotations, s.media, **s.options)
 
 
 def print_parameters(config: ConfigDict, as_json: bool) -> None:

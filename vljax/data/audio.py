@@ -10,11 +10,11 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import groupby
 from math import ceil, gcd
-from pathlib import Path
 
 import av
 import numpy as np
 
+from vljax.data.examples import MediaFile
 from vljax.data.video import decode, demux, open_media
 
 _EPSILON = np.float32(1.1920929e-07)
@@ -53,7 +53,7 @@ class AudioSpec:
         return self.rate * 10 // 1000
 
 
-def read_audio(path: str | Path) -> tuple[np.ndarray, int] | None:
+def read_audio(path: str | MediaFile) -> tuple[np.ndarray, int] | None:
     """The first sound track of a video or sound file: ([channels, samples] float32, rate).
 
     Full scale is -1..1 and channels are not mixed. None where there is no track, or none of it can

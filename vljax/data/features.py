@@ -24,6 +24,8 @@ from typing import IO, Any
 import ml_dtypes  # noqa: F401  (makes "bfloat16" a name that numpy knows)
 import numpy as np
 
+from vljax.data.examples import MediaFile
+
 VERSION = 1  # of the files, and of what is done to pixels and samples before they are encoded
 PADDING = "padding"  # in a media hash's place: the black frame that follows a shorter clip's
 SHARD_BYTES = 256 * 2**20
@@ -46,11 +48,14 @@ class Rows:
     message: str
 
 
-def media_hash(path: Path) -> str:
+def media_hash(path: MediaFile) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
-def file_stamp(path: Path) -> Stamp:
+def file_stamp(path: MediaFile) -> Stamp:
+    """(0, 0) of a file inside of a records file: that one has to be read."""
+    if not isinstance(path, Path):
+        return 0, 0
     facts = path.stat()
     return facts.st_size, facts.st_mtime_ns
 
@@ -87,26 +92,28 @@ class Store:
                     f"{wanted}; encode with this run's weights into another folder"
                 )
 
-    def noted(self, path: Path) -> str | None:
+    def noted(self, path: MediaFile) -> str | None:
         """The media hash of a file that is as it was noted; the file is not read."""
+        if not isinstance(path, Path):
+            return None
         stamp, media = self.files.get(str(path.absolute()), (None, None))
         return media if stamp is not None and path.is_file() and stamp == file_stamp(path) else None
 
-    def find(self, path: Path, view: str) -> Rows | None:
+    def find(self, path: MediaFile, view: str) -> Rows | None:
         """The rows of a view of a file; reads the file where it is not as it was noted."""
-        if not path.is_file():
+        if isinstance(path, Path) and not path.is_file():
             return None
         return self.rows.get((self.noted(path) or media_hash(path), view))
 
-    def why_not(self, path: Path, view: str) -> str:
+    def why_not(self, path: MediaFile, view: str) -> str:
         """A clause that says why ``find`` found nothing."""
-        if not path.is_file():
+        if isinstance(path, Path) and not path.is_file():
             return "there is no such file"
         media = media_hash(path)
         views = sorted(v for m, v in self.rows if m == media)
         if views:
             return f'it was encoded as "{"; ".join(views)}" and is asked for as "{view}"'
-        if str(path.absolute()) in self.files:
+        if isinstance(path, Path) and str(path.absolute()) in self.files:
             return "it is another file than the one of that name that was encoded"
         return "it was not encoded"
 
@@ -151,8 +158,10 @@ class Writer:
     def _shard(self) -> str:
         return f"{self._process:04}-{self._next:06}"
 
-    def note(self, path: Path, stamp: Stamp, media: str) -> None:
+    def note(self, path: MediaFile, stamp: Stamp, media: str) -> None:
         """Notes whose bytes a file has."""
+        if not isinstance(path, Path):
+            return
         self._files.append((str(path.absolute()), *stamp, media))
         self.store.files[str(path.absolute())] = stamp, media
 
@@ -215,15 +224,17 @@ class Features:
         """A record's outputs, each [T, *shape]."""
         return {name: store.read(self.rows[name][index]) for name, store in self.stores.items()}
 
-    def batch(self, indices: np.ndarray, count: int) -> dict[str, np.ndarray]:
-        """Each output as float32 [B, count, *shape], and frame_mask [B, count]."""
-        read = [self.read(i) for i in indices]
-        mask = np.zeros((len(read), count), bool)
-        arrays = {"frame_mask": mask}
-        for name, pad in self.padding.items():
-            arrays[name] = np.empty((len(read), count, *pad.shape), np.float32)
-            for i, outputs in enumerate(read):
-                n = min(len(outputs[name]), count)
-                arrays[name][i, :n], arrays[name][i, n:] = outputs[name][:n], pad
-                mask[i, :n] = True
-        return arrays
+
+def stack_features(
+    read: Sequence[Mapping[str, np.ndarray]], padding: Mapping[str, np.ndarray], count: int
+) -> dict[str, np.ndarray]:
+    """Each output as float32 [B, count, *shape], and frame_mask [B, count]."""
+    mask = np.zeros((len(read), count), bool)
+    arrays = {"frame_mask": mask}
+    for name, pad in padding.items():
+        arrays[name] = np.empty((len(read), count, *pad.shape), np.float32)
+        for i, outputs in enumerate(read):
+            n = min(len(outputs[name]), count)
+            arrays[name][i, :n], arrays[name][i, n:] = outputs[name][:n], pad
+            mask[i, :n] = True
+    return arrays

@@ -2,12 +2,13 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vljax.data.captions import clean_caption
 from vljax.data.examples import AnnotationError, Record
+from vljax.data.video import CLIP_SUFFIXES, IMAGE_SUFFIXES, is_image
 
 COCO = "COCO_train2014_"  # LLaVA's annotations leave this prefix of the file names out
 
@@ -105,11 +106,70 @@ def read_videochat(annotations: Path, media: Path) -> list[Record]:
     return records
 
 
+def read_folder(annotations: Path, media: Path, clean: bool = False) -> list[Record]:
+    """A plain folder of clips and images, searched through, and their captions.
+
+    ``annotations`` is a folder (the same, as a rule) with a ``.txt`` named as each file; or a table
+    of the columns file_name and text: .csv, .tsv, or .jsonl with an object a line.
+    """
+    found = _media_files(media)
+    if annotations.is_dir():
+        captions = _captions_beside(annotations, media, found)
+    else:
+        captions = {row["file_name"]: row["text"] for row in _table(annotations)}
+        for name in captions:
+            if not (media / name).is_file():
+                raise AnnotationError(f"{annotations}: names {name}, which {media} has not; add it")
+    records = []
+    for path in found:
+        name = path.relative_to(media).as_posix()
+        if name not in captions:
+            raise AnnotationError(f"{annotations}: has no caption of {name}; add it")
+        text = captions[name].strip()
+        kind: Literal["image", "video"] = "image" if is_image(path) else "video"
+        records.append(Record(name, path, kind, clean_caption(text) if clean else text))
+    return records
+
+
+def _media_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise AnnotationError(f"{folder}: not there; name the folder of clips and images")
+    suffixes = {*IMAGE_SUFFIXES, *CLIP_SUFFIXES}
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+
+
+def _captions_beside(folder: Path, media: Path, found: Sequence[Path]) -> dict[str, str]:
+    """The text of the .txt of each file that has one. Raises AnnotationError for one of none."""
+    used, captions = set(), {}
+    for path in found:
+        beside = folder / path.relative_to(media).with_suffix(".txt")
+        if beside.is_file():
+            used.add(beside)
+            captions[path.relative_to(media).as_posix()] = beside.read_text(encoding="utf-8-sig")
+    left = sorted(set(folder.rglob("*.txt")) - used)
+    if left:
+        raise AnnotationError(f"{left[0]}: has no clip or image of that name; add or delete one")
+    return captions
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with _open(path) as file:
+        if path.suffix == ".jsonl":
+            try:
+                rows = [json.loads(line) for line in file if line.strip()]
+            except json.JSONDecodeError as error:
+                raise AnnotationError(f"{path}: is not JSON a line ({error}); mend it") from error
+        else:
+            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    return _rows(path, rows, ("file_name", "text"))
+
+
 READERS: dict[str, Callable[..., list[Record]]] = {
     "webvid": read_webvid,
     "filter_cap": read_filter_cap,
     "llava": read_llava,
     "videochat": read_videochat,
+    "folder": read_folder,
 }
 
 

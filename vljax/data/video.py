@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image, ImageOps
 
+from vljax.data.examples import MediaFile, StoredFile
+
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".flv")
 
 # Playlists, scripts and text art are "media" to ffmpeg too, and can pull in other files: name what
 # may be opened instead.
@@ -108,14 +112,14 @@ def is_image(path: str | Path) -> bool:
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | MediaFile) -> np.ndarray:
     """The image (first frame of anything), upright by its EXIF tag: [H, W, 3] uint8.
 
     Raises MediaError for a file that is missing, empty or not an image.
     """
     path = _check_file(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path.open() if isinstance(path, StoredFile) else path) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):  # Pillow would clip it, not scale it
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
@@ -126,8 +130,8 @@ def read_image(path: str | Path) -> np.ndarray:
         ) from error
 
 
-def open_media(path: str | Path) -> av.container.InputContainer:
-    """Opens a local media file with PyAV; use it in a `with`.
+def open_media(path: str | MediaFile) -> av.container.InputContainer:
+    """Opens a local or stored media file with PyAV; use it in a `with`.
 
     Raises MediaError for a file that is missing, empty or in no audio or video format.
     """
@@ -135,7 +139,8 @@ def open_media(path: str | Path) -> av.container.InputContainer:
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
         # An absolute name: ffmpeg would take "a:b.mp4" for a protocol called "a".
-        return av.open(str(path.absolute()), options=options, metadata_errors="replace")
+        file: Any = path.open() if isinstance(path, StoredFile) else str(path.absolute())
+        return av.open(file, options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise MediaError(
             f"{path.name} is not a readable video or sound file ({error.strerror}): use a whole "
@@ -143,17 +148,18 @@ def open_media(path: str | Path) -> av.container.InputContainer:
         ) from error
 
 
-def _check_file(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
+def _check_file(path: str | MediaFile) -> MediaFile:
+    path = Path(path) if isinstance(path, str) else path
+    if isinstance(path, Path) and not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise MediaError(f"{path}: got {found}, expected a media file: check the path")
-    if path.stat().st_size == 0:
+    size = len(path.data) if isinstance(path, StoredFile) else path.stat().st_size
+    if size == 0:
         raise MediaError(f"{path.name} is empty (0 bytes): fetch or export it again")
     return path
 
 
-def read_clip(path: str | Path, pick: Callable[[int], np.ndarray], size: Size) -> Clip:
+def read_clip(path: str | MediaFile, pick: Callable[[int], np.ndarray], size: Size) -> Clip:
     """Reads the frames that `pick(num_frames)` names, squashed to `size` without keeping aspect.
 
     The number of frames is the number of packets, since headers lie; where fewer decode, `pick` is
@@ -162,7 +168,7 @@ def read_clip(path: str | Path, pick: Callable[[int], np.ndarray], size: Size) -
 
     Raises MediaError for a file that is missing, empty, no video, or without a frame.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     index = _scan(path)
     num_frames = len(index.pts)
     if num_frames == 0:
@@ -180,7 +186,7 @@ def read_clip(path: str | Path, pick: Callable[[int], np.ndarray], size: Size) -
     return Clip(stacked, np.array(indices), index.fps, num_frames)
 
 
-def _picked(path: Path, pick: Callable[[int], np.ndarray], num_frames: int) -> list[int]:
+def _picked(path: MediaFile, pick: Callable[[int], np.ndarray], num_frames: int) -> list[int]:
     indices = [int(i) for i in pick(num_frames)]
     if not indices or min(indices) < 0 or max(indices) >= num_frames:
         raise MediaError(
@@ -190,7 +196,7 @@ def _picked(path: Path, pick: Callable[[int], np.ndarray], num_frames: int) -> l
     return indices
 
 
-def _no_frames(path: Path) -> MediaError:
+def _no_frames(path: MediaFile) -> MediaError:
     return MediaError(f"{path.name} has a video stream with no readable frame: use another file")
 
 
@@ -204,7 +210,7 @@ class _Index:
     quick: bool  # frames may be found by their display time, from the keyframe before
 
 
-def _scan(path: Path) -> _Index:
+def _scan(path: MediaFile) -> _Index:
     with open_media(path) as container:
         stream = _video_stream(container, path)
         packets = [
@@ -222,7 +228,7 @@ def _scan(path: Path) -> _Index:
         return _Index(pts, keys, fps, bool(keys) and stream.codec_context.name == "h264")
 
 
-def _read_groups(path: Path, index: _Index, indices: list[int], size: Size) -> dict:
+def _read_groups(path: MediaFile, index: _Index, indices: list[int], size: Size) -> dict:
     """Decodes only the groups of pictures that hold a wanted frame, each up to its last one.
 
     In a group, frames that no other frame refers to are skipped unless wanted. The pixels are those
@@ -249,7 +255,7 @@ def _read_groups(path: Path, index: _Index, indices: list[int], size: Size) -> d
     return frames
 
 
-def _read_in_order(path: Path, indices: list[int], size: Size) -> tuple[dict, int]:
+def _read_in_order(path: MediaFile, indices: list[int], size: Size) -> tuple[dict, int]:
     """Plain decode up to the last wanted frame: frames by position, and how many were decoded."""
     frames, decoded = {}, 0
     with open_media(path) as container:
@@ -264,7 +270,7 @@ def _read_in_order(path: Path, indices: list[int], size: Size) -> tuple[dict, in
     return frames, decoded
 
 
-def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+def _video_stream(container: av.container.InputContainer, path: MediaFile) -> av.VideoStream:
     for stream in container.streams.video:
         # The cover of a song is a video stream of one picture; an unknown codec has no context.
         if stream.codec_context and not stream.disposition & av.stream.Disposition.attached_pic:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from vljax.data.audio import AudioSpec, mel_clips, read_audio
-from vljax.data.examples import Record
+from vljax.data.clips import FrameSpec, load_frames
+from vljax.data.examples import MediaFile, Record
 from vljax.data.features import (
     PADDING,
     Features,
@@ -18,7 +19,6 @@ from vljax.data.features import (
     file_stamp,
     media_hash,
 )
-from vljax.data.pipeline import FrameSpec, load_frames
 from vljax.progress import Progress
 
 
@@ -41,7 +41,7 @@ class Item:
         return f"{self.spec.count} frames, {self.spec.policy}, {self.spec.size} px"
 
     @property
-    def path(self) -> Path | None:
+    def path(self) -> MediaFile | None:
         return None if self.record is None else self.record.path
 
     def known(self, store: Store) -> bool:

@@ -68,6 +68,8 @@ def draw(media: Media, path: str | Path, upscale: int = 4) -> None:
     """
     from PIL import Image
 
+    from vljax.data.preview import heat
+
     rows = []
     if media.frames is not None:
         upscale = max(1, min(upscale, 1792 // (len(media.frames) * media.frames.shape[2])))
@@ -75,12 +77,9 @@ def draw(media: Media, path: str | Path, upscale: int = 4) -> None:
         strip = np.repeat(strip, upscale, 1) if upscale > 1 else strip
         rows.append(strip)
     if media.mel is not None:
-        low, high = media.mel.min(), max(media.mel.max(), media.mel.min() + 1e-6)
-        grey = ((media.mel - low) / (high - low) * 255).astype(np.uint8)[:, ::-1]
-        width = rows[0].shape[1] // len(grey) if rows else 224
-        clips = [Image.fromarray(g).resize((width - 4, 128)) for g in grey]
-        coloured = [_framed(_heat(np.asarray(c))) for c in clips]
-        rows.append(np.concatenate(coloured, axis=1))
+        width = rows[0].shape[1] // len(media.mel) if rows else 224
+        clips = [Image.fromarray(c).resize((width - 4, 128)) for c in heat(media.mel)]
+        rows.append(np.concatenate([_framed(np.asarray(c)) for c in clips], axis=1))
     width = max(r.shape[1] for r in rows)
     padded = [np.pad(r, ((2, 2), (0, width - r.shape[1]), (0, 0))) for r in rows]
     Image.fromarray(np.concatenate(padded)).save(path)
@@ -89,10 +88,3 @@ def draw(media: Media, path: str | Path, upscale: int = 4) -> None:
 def _framed(image: np.ndarray) -> np.ndarray:
     """Two dark pixels on the left and the right."""
     return np.pad(image, ((0, 0), (2, 2), (0, 0)))
-
-
-def _heat(grey: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] -> RGB from black over violet and orange to white."""
-    stops = np.array([(0, 0, 8), (90, 20, 110), (220, 80, 50), (250, 200, 70), (255, 255, 230)])
-    positions = np.linspace(0, 255, len(stops))
-    return np.stack([np.interp(grey, positions, s) for s in stops.T], -1).astype(np.uint8)

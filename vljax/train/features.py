@@ -1,6 +1,5 @@
 """Runs the frozen towers once over all media, and names what they are by their weights."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -16,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vljax import store
+from vljax.data.decode_worker import Decoders
 from vljax.data.features import FeaturesError, Writer
+from vljax.data.quarantine import BAD, reason
 from vljax.data.views import Item, Loaded, load
 from vljax.models.sizes import VideoLlamaSize
 from vljax.models.video_llama import VideoLlama, normalise
@@ -29,7 +30,6 @@ from vljax.train.loop import stop_signals
 from vljax.train.step import Problem
 
 Key = tuple[str, str]  # media hash, view
-BAD = (ValueError, OSError, MemoryError)  # what a file can do to a decoder
 
 
 def _frame_tokens(model: VideoLlama, frames: jax.Array) -> jax.Array:
@@ -140,13 +140,14 @@ def encode(
     encoder: Encoder,
     batch: int = 64,
     workers: int = 2,
+    seconds: float = 60.0,
 ) -> list[tuple[Item, str]]:
     """Adds what each writer's store lacks of ``items``; returns those unreadable, with reasons.
 
     Args:
       writers: by output; all of them see, or all of them hear, what ``items`` show.
       batch: frames, or clips of sound, that go through the towers at once.
-      workers: threads that decode.
+      workers: processes that decode. seconds: most time that a file may take.
 
     Raises KeyboardInterrupt after what was done is written, when stopped by a signal.
     """
@@ -164,10 +165,10 @@ def encode(
         _encode_group(run, waiting, writers, batch)
         waiting.clear()
 
-    with stop_signals() as stopped, contextlib.closing(_read_ahead(todo, workers)) as read:
+    with stop_signals() as stopped, contextlib.closing(_read_ahead(todo, workers, seconds)) as read:
         for done, (item, loaded) in enumerate(read, len(items) - len(todo) + 1):
             if isinstance(loaded, Exception):
-                bad.append((item, " ".join(str(loaded).split())))
+                bad.append((item, reason(loaded)))
             else:
                 if sum(len(x.array) for _, x in waiting) + len(loaded.array) > batch:
                     flush()
@@ -184,23 +185,19 @@ def encode(
 
 
 def _read_ahead(
-    items: Sequence[Item], workers: int
+    items: Sequence[Item], workers: int, seconds: float
 ) -> Generator[tuple[Item, Loaded | Exception], None, None]:
     """Items in order with what is in their files, a few of them decoded ahead."""
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with Decoders(workers, seconds) as decoders:
         left = iter(items)
-        under_way = [(i, pool.submit(load, i)) for i in itertools.islice(left, 4 * workers)]
-        try:
-            while under_way:
-                item, future = under_way.pop(0)
-                under_way += [(i, pool.submit(load, i)) for i in itertools.islice(left, 1)]
-                try:
-                    yield item, future.result()
-                except BAD as error:
-                    yield item, error
-        finally:
-            for _, future in under_way:
-                future.cancel()
+        under_way = [(i, decoders.submit(load, i)) for i in itertools.islice(left, 4 * workers)]
+        while under_way:
+            item, future = under_way.pop(0)
+            under_way += [(i, decoders.submit(load, i)) for i in itertools.islice(left, 1)]
+            try:
+                yield item, future.result()
+            except BAD as error:
+                yield item, error
 
 
 def _encode_group(

@@ -28,7 +28,7 @@ from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from vljax.train.step import Problem, TrainState, make_state, make_train_step
 
 HostBatch = dict[str, np.ndarray]
-Pending = tuple[int, dict[str, jax.Array]]  # a step's number and metrics, not yet read
+Pending = tuple[int, dict[str, Any]]  # a step's number and metrics, not yet read
 Batches = Callable[[int], Iterator[tuple[str, HostBatch]]]  # from a step on: (source, batch)
 
 
@@ -81,11 +81,12 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
         pending: Pending | None = None
         began = time.monotonic()
         for step, (source, batch) in enumerate(batches(start), start):
-            state, metrics = step_fn(state, frozen, place(batch, placement))
             consumed.update(_count(source, batch))
+            batch.pop("missing", None)  # counted; the device has no use for it
+            state, metrics = step_fn(state, frozen, place(batch, placement))
             if pending is not None:
                 _report(run, pending, log, progress, rate, time.monotonic() - began)
-            pending = (step + 1, metrics)
+            pending = (step + 1, metrics | _skipped(consumed))
             last = step + 1 == run.steps or bool(stopped)
             if last or (step + 1) % run.save_every == 0:
                 _require_finite(run, pending)
@@ -127,8 +128,8 @@ def stop_signals() -> Iterator[list[int]]:
         restore()
 
 
-# May change when a run goes on.
-FREE = ("workdir", "sharding", "log_every", "save_every", "features")
+# What may change when a run goes on.
+FREE = ("workdir", "sharding", "log_every", "save_every", "decoding", "features")
 
 
 def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
@@ -183,14 +184,30 @@ def _replicate_rest(state: TrainState, placement: Placement) -> TrainState:
 
 
 def place(batch: HostBatch, placement: Placement) -> dict[str, jax.Array]:
-    """Puts a host batch onto the mesh, split over the data axes."""
-    return jax.device_put(batch, placement.batch(batch))
+    """Puts this host's rows onto the mesh: global arrays, split over the data axes."""
+    hosts = jax.process_count()
+    shapes = {n: (x.shape[0] * hosts, *x.shape[1:]) for n, x in batch.items()}
+    where = placement.batch({n: jax.ShapeDtypeStruct(s, batch[n].dtype) for n, s in shapes.items()})
+    return {
+        n: jax.make_array_from_process_local_data(where[n], x, shapes[n]) for n, x in batch.items()
+    }
 
 
 def _count(source: str, batch: HostBatch) -> dict[str, int]:
-    """Examples a field and a source, so that a run can say what it has seen and what it has not."""
+    """This host's examples a field and a source: what a run has seen, and what it could not."""
     size = len(next(iter(batch.values())))
-    return {f"source/{source}": size} | {f"field/{name}": size for name in batch}
+    counts = {f"source/{source}": size} | {f"field/{name}": size for name in batch}
+    if "missing" in batch:
+        del counts["field/missing"]
+        counts[f"skipped/{source}"] = int(batch["missing"].sum())
+        counts[f"source/{source}"] -= counts[f"skipped/{source}"]
+    return counts
+
+
+def _skipped(consumed: collections.Counter[str]) -> dict[str, int]:
+    """Records so far that could not be read, where leaving them out was asked for."""
+    skipped = [n for name, n in consumed.items() if name.startswith("skipped/")]
+    return {"skipped": sum(skipped)} if skipped else {}
 
 
 def _report(
