@@ -185,7 +185,7 @@ def test_missing_files_are_told_or_kept_as_unreadable(root, tmp_path, file_forma
     with pytest.raises(AnnotationError, match=r"1 of 3 media files are not there, such as .*nowh"):
         prepare(one, tmp_path / "out", file_format)
     assert not (tmp_path / "out").exists()
-    prepare(one, tmp_path / "out", file_format, allow_missing=True)
+    prepare(dataclasses.replace(one, allow_missing=True), tmp_path / "out", file_format)
     stored = StoredRecords(tmp_path / "out")
     assert [r.id for r in stored] == ["000", "nowhere", "001"]
     with pytest.raises(MediaError, match=r"nowhere\.jpg is empty"):
@@ -215,7 +215,8 @@ def test_an_unknown_family_is_told(tmp_path):
 
 def test_an_empty_caption_stays_a_caption(tmp_path):
     record = Record("1", tmp_path / "a.jpg", "image", caption="")
-    example = to_example(record, str(tmp_path))
+    record.path.touch()
+    example = to_example(record, Origin("filter_cap", "", str(tmp_path)))
     raw = {k: v.encode() if isinstance(v, str) else v for k, v in example.items()}
     assert dataclasses.replace(from_example(raw, bytes), path=record.path) == record
 

@@ -119,11 +119,15 @@ def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.config:
         named = config_sources(args, overrides)
         jobs = {
-            name: Origin(s.family, str(s.annotations), str(s.media), s.options.to_dict())
+            name: Origin(
+                s.family, str(s.annotations), str(s.media), s.options.to_dict(), args.allow_missing
+            )
             for name, s, _ in named
         }
     else:
-        jobs = {"": Origin(args.family, args.annotations, args.media, args.options)}
+        jobs = {
+            "": Origin(args.family, args.annotations, args.media, args.options, args.allow_missing)
+        }
     for name, origin in jobs.items():
         folder = prepare(
             origin,
@@ -131,7 +135,6 @@ def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             args.format,
             args.beam_runner,
             args.beam_option,
-            args.allow_missing,
             args.shards,
             counter("records"),
         )

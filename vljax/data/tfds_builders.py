@@ -26,12 +26,18 @@ PART = 256  # records that a Beam worker reads at a time
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A data set as it lies on disk; see ``sources.read``."""
+    """A data set as it lies on disk; see ``sources.read``.
+
+    Attributes:
+      allow_missing: store empty bytes for files that are not there, so that every record keeps its
+        number; reading one is an error then, or quarantined, as it is in the raw layout.
+    """
 
     family: str
     annotations: str
     media: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    allow_missing: bool = False
 
     def records(self) -> list[Record]:
         return read(self.family, self.annotations, self.media, **self.options)
@@ -43,7 +49,6 @@ def prepare(
     file_format: FileFormat = "array_record",
     runner: str | None = None,
     beam_options: Sequence[str] = (),
-    allow_missing: bool = False,
     shards: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -53,8 +58,6 @@ def prepare(
       runner: name of a Beam runner ("DirectRunner", "DataflowRunner", "FlinkRunner",
         "SparkRunner"); without one, this process writes.
       beam_options: flags of that runner, such as "--project=NAME".
-      allow_missing: store empty bytes for files that are not there, so that every record keeps its
-        number; reading one is an error then, or quarantined, as it is in the raw layout.
       shards: how many files; else as many as hold 1 GiB each.
       progress: told how many records are written; by Beam it is not.
 
@@ -66,7 +69,7 @@ def prepare(
         raise FileExistsError(f"{out}: not empty; name a new folder, or delete this one first")
     tfds = _tfds()
     records = origin.records()
-    if not allow_missing:
+    if not origin.allow_missing:
         require_files(origin, records)
     options: dict[str, Any] = {}
     if runner is not None:
@@ -152,21 +155,22 @@ def _features(tfds: Any) -> dict[str, Any]:
 Example = dict[str, Any]
 
 
-def to_example(record: Record, media: str, whole: bool = True) -> Example:
-    """What is stored: turns and tags as JSON, the path below ``media``, an absent file as b"".
+def to_example(record: Record, origin: Origin, whole: bool = True) -> Example:
+    """What is stored: turns and tags as JSON, the path below the media's folder.
 
     The media's bytes only of a ``whole`` example.
     """
     path = Path(str(record.path))
+    there = path.is_file() or not origin.allow_missing
     return {
         "id": record.id,
-        "path": str(path.relative_to(media)),
+        "path": str(path.relative_to(origin.media)),
         "kind": record.kind,
         "caption": record.caption or "",
         "turns": json.dumps(record.turns),
         "tags": json.dumps(record.tags),
         "frame_message": record.frame_message,
-        "media": path.read_bytes() if whole and path.is_file() else b"",
+        "media": path.read_bytes() if whole and there else b"",
     }
 
 
@@ -190,7 +194,7 @@ def local_examples(
 ) -> Iterator[tuple[int, Example]]:
     records = origin.records()
     for number, record in enumerate(records):
-        yield number, to_example(record, origin.media, whole)
+        yield number, to_example(record, origin, whole)
         if progress:
             progress(number + 1, len(records))
 
@@ -214,7 +218,7 @@ def part_of_examples(part: int, origin: Origin, whole: bool) -> Iterator[tuple[i
         origin.family, origin.annotations, origin.media, _canonical(origin.options)
     )
     for number in range(part * PART, min((part + 1) * PART, len(records))):
-        yield number, to_example(records[number], origin.media, whole)
+        yield number, to_example(records[number], origin, whole)
 
 
 @functools.lru_cache(maxsize=1)
@@ -274,15 +278,7 @@ class StoredRecords(Sequence[Record]):
         return self._read(self._whole, number)["media"]
 
     def _read(self, split: Sequence[bytes], number: int) -> Example:
-        import tensorflow as tf
-
-        try:
-            raw = split[number]
-        except (RuntimeError, ValueError, tf.errors.OpError) as error:
-            raise OSError(
-                f"{self._folder}: record {number} is damaged ({error}); prepare them anew"
-            ) from error
-        return self._features.deserialize_example_np(raw)
+        return self._features.deserialize_example_np(read_raw(split, number, self._folder))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredRecords, (self._folder,)
@@ -296,6 +292,18 @@ def open_split(built: Any, split: str) -> Sequence[bytes]:
     return built.as_data_source(split, deserialize_method=decoding)
 
 
+def read_raw(split: Sequence[bytes], number: int, folder: Path) -> bytes:
+    """One of the serialised examples; raises OSError where its checksum is another."""
+    import tensorflow as tf
+
+    try:
+        return split[number]
+    except (RuntimeError, ValueError, tf.errors.OpError) as error:
+        raise OSError(
+            f"{folder}: record {number} is damaged ({error}); prepare them anew"
+        ) from error
+
+
 class TFRecordFiles(Sequence[bytes]):
     """Records of TFRecord files by number: one pass over their headers finds where each begins."""
 
@@ -306,11 +314,14 @@ class TFRecordFiles(Sequence[bytes]):
         return len(self._places)
 
     def __getitem__(self, index: Any) -> Any:
-        # Not exported by TensorFlow, but the one reader of it that seeks and verifies checksums.
-        from tensorflow.python.lib.io.tf_record import tf_record_random_reader
+        return read_at(*self._places[index])
 
-        path, offset = self._places[index]
-        return tf_record_random_reader(path).read(offset)[0]
+
+def read_at(path: str, offset: int) -> bytes:
+    # Not exported by TensorFlow, but the one reader of it that seeks and verifies checksums.
+    from tensorflow.python.lib.io.tf_record import tf_record_random_reader
+
+    return tf_record_random_reader(path).read(offset)[0]
 
 
 def record_offsets(path: str) -> Iterator[int]:
