@@ -36,7 +36,8 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
     """What every run has; the original's values. ``workdir`` must be given by the user.
 
     A ``size`` of "" is the decoder's own, such as 7b of vicuna.
-    ``start`` names folders of weights, relative to ``workdir``.
+    ``start`` names folders of weights, relative to ``workdir``. ``features``: a folder that ``vljax
+    encode`` filled, to be read in place of media; a source may have one of its own.
     """
     tiny = size == "tiny"
     config = ConfigDict(
@@ -68,6 +69,7 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             },
             "tokenizer": "",
             "template": llm,
+            "features": "",
             "sources": {},
             "mixed": False,
             "decoding": {"workers": 2, "seconds": 60.0},
@@ -108,6 +110,7 @@ def source(
         "max_bad": 0.01,
         "options": {},
         "records": "",
+        "features": "",
     }
     unknown = set(fields) - set(values)
     if unknown:

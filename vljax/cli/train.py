@@ -5,7 +5,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,10 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
 
 def train_one(config: ConfigDict) -> Path:
     """Trains a config in its workdir; the tiny world's files are made if they are not there."""
-    if not config.workdir:
-        raise ValueError("--config.workdir: got nothing, expected a folder for this run")
-    Path(config.workdir).mkdir(parents=True, exist_ok=True)  # paths beside it go through it
-    if "world" in config:
-        ensure_world(config)
+    prepare_workdir(config)
     run = make_run(config)
-    sources = make_sources(config, run.problem.size)
+    encoders = encoder_hashes(config, run.start)
+    sources = make_sources(config, run.problem.size, encoders)
 
     def batches(start: int) -> Iterator[tuple[str, HostBatch]]:
         from vljax.data.pipeline import batches as pipeline
@@ -95,7 +92,17 @@ def train_one(config: ConfigDict) -> Path:
             quarantine=Quarantine(run.workdir, host[0]),
         )
 
-    return fit(run, batches, {"config": json.loads(config.to_json_best_effort())})
+    manifest = {"config": json.loads(config.to_json_best_effort())}
+    return fit(run, batches, manifest | ({"encoders": encoders} if encoders else {}))
+
+
+def prepare_workdir(config: ConfigDict) -> None:
+    """Makes a run's folder, and the tiny world beside it if the config wants one."""
+    if not config.workdir:
+        raise ValueError("--config.workdir: got nothing, expected a folder for this run")
+    Path(config.workdir).mkdir(parents=True, exist_ok=True)  # paths beside it go through it
+    if "world" in config:
+        ensure_world(config)
 
 
 def train_all(config: ConfigDict) -> None:
@@ -161,7 +168,38 @@ def ensure_world(config: ConfigDict) -> None:
     make_world(folder, config.world.clips, config.seed, lambda done, total: progress.show(done))
 
 
+def features_folder(config: ConfigDict, source: ConfigDict) -> str:
+    """Where what the frozen towers made of a source's media is read from; "" reads the media."""
+    if "features" not in source:  # it has no files
+        return ""
+    return source.features or config.features
+
+
+def encoder_hashes(config: ConfigDict, start: Sequence[str]) -> dict[str, str]:
+    """By output, which encoder must have made the features that the config names, if it does."""
+    if not any(features_folder(config, s) for s in config.sources.values()):
+        return {}
+    from vljax.train.features import Encoder
+
+    problem = live_problem(config)
+    if not problem.objective.encodes:
+        raise ValueError(
+            f"features: got a folder for objective {config.objective.name}, which reads no frozen "
+            "tower; leave --config.features empty"
+        )
+    return dict(Encoder.load(problem, start, problem.objective.encodes).hashes)
+
+
 def make_problem(config: ConfigDict) -> Problem:
+    """A config's problem; without the towers whose outputs all of its sources' features hold."""
+    problem = live_problem(config)
+    folders = [features_folder(config, s) for s in config.sources.values()]
+    if not folders or not all(folders):
+        return problem
+    return dataclasses.replace(problem, objective=problem.objective.from_features())
+
+
+def live_problem(config: ConfigDict) -> Problem:
     options = config.objective.to_dict()
     return Problem(
         size=video_llama_size(config.size, config.llm),
@@ -214,9 +252,26 @@ def make_run(config: ConfigDict) -> Run:
     )
 
 
-def make_sources(config: ConfigDict, size: VideoLlamaSize) -> list[Any]:
-    """The config's sources, their annotation files read."""
-    return [make_source(name, s, config, size) for name, s in config.sources.items()]
+def make_sources(
+    config: ConfigDict, size: VideoLlamaSize, encoders: Mapping[str, str] | None = None
+) -> list[Any]:
+    """The config's sources, their annotation files read, and with ``encoders`` their features."""
+    made = [make_source(name, s, config, size) for name, s in config.sources.items()]
+    if not encoders:
+        return made
+    return [
+        with_features(s, features_folder(config, config.sources[s.name]), encoders) for s in made
+    ]
+
+
+def with_features(source: Any, folder: str, encoders: Mapping[str, str]) -> Any:
+    """A source that reads ``folder`` in place of media, if there is one."""
+    from vljax.data.views import find_features
+
+    if not folder:
+        return source
+    found = find_features(Path(folder), encoders, source.name, source.records, source.frames)
+    return dataclasses.replace(source, features=found)
 
 
 def make_source(name: str, s: ConfigDict, config: ConfigDict, size: VideoLlamaSize) -> Any:

@@ -12,6 +12,9 @@ labels       int32 [B,L]         what is taught; -100 is not
 sound        bool [B]            beside mel: whether there is sound; without it mel is 0
 missing      bool [B]            rows whose media could not be read: one black frame, no labels
 ===========  ==================  ==========================================================
+
+Where ``vljax encode`` has run, what the frozen towers made of the frames stands in their place:
+frame_tokens [B,T,Q,D] or sight_features [B,T,D] or both, float32.
 """
 
 import dataclasses
@@ -36,7 +39,7 @@ class StoredFile:
         return self._read()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _in_memory, (self.path, self.data)
+        return _in_memory, (self.path, self._read())  # not kept here as well
 
     def __str__(self) -> str:
         return str(self.path)

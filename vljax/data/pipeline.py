@@ -18,6 +18,7 @@ from vljax.data.audio import AudioSpec
 from vljax.data.clips import FrameSpec, Media, load_frames
 from vljax.data.decode_worker import Decoders
 from vljax.data.examples import Record
+from vljax.data.features import Features, stack_features
 from vljax.data.plan import Plan, own_rows
 from vljax.data.quarantine import Quarantine, Reader
 from vljax.data.tokenizer import PromptError, load_tokenizer
@@ -37,6 +38,7 @@ __all__ = [
 
 HostBatch = dict[str, np.ndarray]
 ALL = slice(None)
+NO_FRAMES = np.zeros((0, 0, 0, 3), np.uint8)
 PARALLEL = 2  # batches under way: one is put together while the next one's clips are decoded
 LATE = 99_999  # the longest that a frame's time is told, in tenths of a second
 
@@ -86,6 +88,7 @@ class MediaSource:
       on_bad: what a record whose media cannot be read is: "raise", an error; or "skip", a row that
         teaches nothing, told by ``missing`` and in the quarantine.
       max_bad: the share of such records from which on skipping is an error, too.
+      features: what frozen towers made of the records, to be read in place of their media.
     """
 
     name: str
@@ -97,8 +100,11 @@ class MediaSource:
     sound: AudioSpec | None = None
     on_bad: Literal["raise", "skip"] = "raise"
     max_bad: float = 0.01
+    features: Features | None = None
 
     def __post_init__(self) -> None:
+        if self.features is not None and self.sound is not None:
+            raise ValueError(f"features of {self.name}: hold no sound; set one of both to None")
         if self.on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad of {self.name}: got {self.on_bad!r}, expected raise or skip")
         if not 0 <= self.max_bad <= 1:
@@ -138,14 +144,18 @@ def assemble(
     length = _bucket(wanted, lengths)
     count = max((s.frames.count if r.kind == "video" else 1) for s, r, _ in each)
     own = each[rows]
-    media = read(own)
+    kept = [(s.features, i) for s, i in picks[rows] if s.features is not None]
+    media = [Media(NO_FRAMES, f.message(i)) for f, i in kept] or read(own)
     examples = [
         _taught(r, s.text, m, prompts[s.name]) for (s, r, _), m in zip(own, media, strict=True)
     ]
     spec = sources[0].text
     pad = load_tokenizer(spec.tokenizer, spec.vocab).special.pad
     batch = text.collate(examples, length, pad)
-    batch |= _stack_frames(media, count, sources[0].frames.size)
+    if kept:
+        batch |= stack_features([f.read(i) for f, i in kept], kept[0][0].padding, count)
+    else:
+        batch |= _stack_frames(media, count, sources[0].frames.size)
     if sources[0].sound is not None:
         batch |= _stack_mel(media, sources[0].sound)
     if any(s.on_bad == "skip" for s in sources):
@@ -291,12 +301,12 @@ def _check_mixed(sources: Sequence[Source]) -> None:
         if not isinstance(s, MediaSource):
             raise ValueError(f"mixed: got source {s.name}, expected only sources of records")
         text = s.text.tokenizer, s.text.vocab, s.text.lengths
-        shapes[s.frames.size, s.frames.count, s.sound, *text].append(s.name)
+        shapes[s.frames.size, s.frames.count, s.sound, s.features is None, *text].append(s.name)
     if len(shapes) > 1:
         one, other, *_ = shapes.values()
         raise ValueError(
             f"mixed: got sources {one[0]} and {other[0]} with other sizes or numbers of frames, "
-            "sound, tokenizers or lengths, expected the same for all; or leave mixed off"
+            "sound, features, tokenizers or lengths, expected the same for all; or leave mixed off"
         )
 
 
@@ -346,6 +356,8 @@ def _prefetched(
 DTYPES: dict[str, Any] = {
     "frames": np.uint8,
     "frame_mask": np.bool_,
+    "frame_tokens": np.float32,
+    "sight_features": np.float32,
     "mel": np.float32,
     "sound": np.bool_,
     "missing": np.bool_,

@@ -47,8 +47,8 @@ class Checkpoints:
         read = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=read).meta
         for name, value in facts.items():
-            if meta[name] != value:
-                where, before, now = difference(name, meta[name], value)
+            if meta.get(name) != value:
+                where, before, now = difference(name, meta.get(name), value)
                 raise WeightsError(
                     f"checkpoint {step}: was written with {where}={before}, got {now}; give the "
                     "same command again, or name a new workdir"

@@ -71,6 +71,7 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     consumed: collections.Counter[str] = collections.Counter()
     with Checkpoints(run.workdir / "checkpoints") as checkpoints, stop_signals() as stopped:
         facts = {"frozen": frozen_hash, "config": comparable(manifest.get("config"), run.workdir)}
+        facts |= {"encoders": manifest["encoders"]} if "encoders" in manifest else {}
         restored = checkpoints.restore(state, facts)
         if restored is not None:
             state, meta = restored
@@ -128,13 +129,18 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 # What may change when a run goes on.
-FREE = ("workdir", "sharding", "log_every", "save_every", "decoding")
+FREE = ("workdir", "sharding", "log_every", "save_every", "decoding", "features")
 
 
 def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
     """What of a config must stay the same for a run to go on, wherever its folder lies."""
-    kept = {name: value for name, value in (config or {}).items() if name not in FREE}
-    return json.loads(json.dumps(kept).replace(str(workdir), "WORKDIR"))
+
+    def kept(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: kept(x) for name, x in value.items() if name not in FREE}
+
+    return json.loads(json.dumps(kept(config or {})).replace(str(workdir), "WORKDIR"))
 
 
 def prepare(run: Run, placement: Placement, tx: Any) -> tuple[TrainState, Tree]:

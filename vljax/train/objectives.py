@@ -28,11 +28,19 @@ class Objective:
     """``module`` builds the Linen module of a size; ``method`` is its loss on a batch.
 
     ``batch`` gives abstract arrays of a smallest batch of a size: the fields the method reads.
+    ``encodes``: outputs of frozen towers that a batch may hold in place of its frames.
     """
 
     module: Callable[[VideoLlamaSize, Any, str], nn.Module]
     method: Callable[[Any, Batch], Loss]
     batch: Callable[[VideoLlamaSize], dict[str, jax.ShapeDtypeStruct]]
+    encodes: tuple[str, ...] = ()
+
+    def from_features(self) -> "Objective":
+        """The same, of batches that hold what the towers made: these are never run or loaded."""
+        return dataclasses.replace(
+            self, batch=functools.partial(_encoded_batch, outputs=self.encodes)
+        )
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -56,8 +64,7 @@ def vision(model: VideoLlama, batch: Batch, distract: bool = False) -> Loss:
 
     ``distract``: in the sound's place, where a row has one, stands another row's media.
     """
-    frame_tokens = model.frame_tokens(normalise(batch["frames"]))
-    media = model.video_tokens(frame_tokens, batch["frame_mask"], train=True)
+    media = model.video_tokens(_frame_tokens(model, batch), batch["frame_mask"], train=True)
     if distract:
         other = jax.lax.stop_gradient(_of_another_row(media))
         own_first, own_last = (
@@ -75,17 +82,30 @@ def audio(model: VideoLlama, batch: Batch, feature_noise: float, distract: bool 
     ``feature_noise``: up to how much Gaussian noise, relative to a feature's size, is added to each
     feature, and again to all of a row alike: sounds lie off their pictures by as much.
     """
-    frames = normalise(batch["frames"])
-    features = model.sight_features(frames)
+    features = _sight_features(model, batch)
     features = _noisy(model.make_rng("noise"), features, feature_noise)
     features = _noisy(model.make_rng("noise"), features, feature_noise, alike=True)
     media = model.audio_tokens(features, batch["frame_mask"], train=True)
     if distract:
-        seen = model.video_tokens(model.frame_tokens(frames), batch["frame_mask"])
+        seen = model.video_tokens(_frame_tokens(model, batch), batch["frame_mask"])
         own = jnp.concatenate([media, _of_another_row(seen)], axis=1)
         others = jnp.concatenate([_of_another_row(media), seen], axis=1)
         media = jnp.where(_other_first(model, batch), others, own)
     return language_loss(model.logits(batch["tokens"], batch["mask"], media), batch["labels"])
+
+
+def _frame_tokens(model: VideoLlama, batch: Batch) -> jax.Array:
+    """[B, T, Q, D] of the frozen encoder, made now or before."""
+    if "frame_tokens" in batch:
+        return batch["frame_tokens"].astype(model.dtype)
+    return model.frame_tokens(normalise(batch["frames"]))
+
+
+def _sight_features(model: VideoLlama, batch: Batch) -> jax.Array:
+    """[B, T, D] of ImageBind's vision tower, made now or before."""
+    if "sight_features" in batch:
+        return batch["sight_features"]
+    return model.sight_features(normalise(batch["frames"]))
 
 
 def _of_another_row(media: jax.Array) -> jax.Array:
@@ -202,6 +222,18 @@ def _frames(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
     return {"frames": _array(jnp.uint8, 1, 1, size.vit.image, size.vit.image, 3)}
 
 
+def _encoded_batch(
+    size: VideoLlamaSize, outputs: tuple[str, ...]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    arrays = _media_batch(size)
+    del arrays["frames"]
+    shapes = {
+        "frame_tokens": (size.qformer.queries, size.qformer.width),
+        "sight_features": (size.imagebind.out,),
+    }
+    return arrays | {name: _array(jnp.float32, 1, 1, *shapes[name]) for name in outputs}
+
+
 def _pairs_batch(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
     sound = size.imagebind.sound
     mel = _array(jnp.float32, 1, 1, sound.mel_bins, sound.mel_frames)
@@ -233,4 +265,9 @@ def make_objective(name: str, **options: Any) -> Objective:
     if name not in methods:
         raise ValueError(f"objective: got {name!r}, expected one of {[*methods, 'tags', 'pairs']}")
     batch = _text_batch if name == "text" else _media_batch
-    return Objective(VideoLlama, functools.partial(methods[name], **options), batch)
+    encodes = {
+        "vision": ("frame_tokens",),
+        "audio": ("sight_features", "frame_tokens")[: 2 if options.get("distract") else 1],
+    }
+    method = functools.partial(methods[name], **options)
+    return Objective(VideoLlama, method, batch, encodes.get(name, ()))

@@ -1,0 +1,393 @@
+"""Features of frozen towers: written once, trained from as from the media, never mistaken."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vljax import store
+from vljax.cli import main as cli
+from vljax.cli.train import encoder_hashes, make_run, make_sources, train_one
+from vljax.config import AUDIO, VISION, default, source
+from vljax.data.features import Store
+from vljax.data.world.files import write_clip
+from vljax.models.sizes import TINY, ImageBindSize, QFormerSize
+from vljax.models.video_llama import abstract_parameters
+
+TOKENIZER = Path(__file__).parent.parent / "golden" / "tokenizer.model"
+CLIPS, IMAGES = 14, 6
+SIZE = dataclasses.replace(
+    TINY,
+    llama=dataclasses.replace(TINY.llama, vocab=430, width=32, depth=1, mlp=32),
+    vit=dataclasses.replace(TINY.vit, image=16, width=16, depth=1, mlp=16),
+    qformer=QFormerSize(2, 1, 16, width=16, heads=2, mlp=16),
+    video_qformer=QFormerSize(8, 1, 16, width=16, heads=2, mlp=16),
+    audio_qformer=QFormerSize(8, 1, 8, width=16, heads=2, mlp=16),
+    imagebind=ImageBindSize(
+        vision=dataclasses.replace(TINY.imagebind.vision, image=16, width=16, depth=1, mlp=16),
+        sound=dataclasses.replace(TINY.imagebind.sound, width=16, depth=1, heads=2, mlp=16),
+        out=8,
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr("vljax.cli.train.video_llama_size", lambda size, llm: SIZE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compiles():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    """Clips, some shorter than eight frames, one twice; images; all annotated."""
+    root = tmp_path_factory.mktemp("media")
+    rng = np.random.default_rng(0)
+    (root / "videos" / "0").mkdir(parents=True)
+    (root / "image").mkdir()
+    for i in range(CLIPS - 1):
+        frames = rng.integers(0, 256, (3 + i % 9, 48, 64, 3), np.uint8)
+        sound = rng.uniform(-0.5, 0.5, 16000).astype(np.float32) if i % 3 else None
+        write_clip(root / "videos" / "0" / f"{i}.mp4", frames, sound)
+    shutil.copy(root / "videos" / "0" / "0.mp4", root / "videos" / "0" / f"{CLIPS - 1}.mp4")
+    rows = [{"video": f"0/{i}.mp4", "QA": [{"q": "What?", "a": "A dog."}]} for i in range(CLIPS)]
+    (root / "chat.json").write_text(json.dumps(rows))
+    for i in range(IMAGES):
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(root / f"image/{i}.jpg")
+    rows = [{"image_id": str(i), "caption": "a cat"} for i in range(IMAGES)]
+    (root / "cap.json").write_text(json.dumps({"annotations": rows}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> list[Path]:
+    """Two models of the same shapes; their sights differ and their sounds do not."""
+    shapes = store.flatten(nn.unbox(abstract_parameters(SIZE)))
+    folders = []
+    for seed in (0, 1):
+        rng, same = np.random.default_rng(seed), np.random.default_rng(7)
+        values = {
+            n: (same if "sound" in n else rng).normal(0, 0.1, x.shape).astype(np.float32)
+            for n, x in shapes.items()
+        }
+        folder = tmp_path_factory.mktemp("weights")
+        store.save(folder, store.unflatten(values), {})
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture
+def make(media, weights, tmp_path):
+    """A config of a branch, with changes to its fields and to those of its clips' source."""
+
+    def config(branch: str = "vision", clips: dict | None = None, **fields) -> ConfigDict:
+        c = default("tiny", "vicuna", "dp")
+        c.update(name="small", template="tiny", tokenizer=str(TOKENIZER), steps=6, log_every=1)
+        c.optimizer.update(peak_lr=1e-3, steps_per_epoch=6, warmup_steps=1)
+        c.trainable = VISION if branch == "vision" else AUDIO
+        c.objective.name = branch
+        if branch == "audio":
+            c.objective.update(feature_noise=0.5, distract=True)
+        c.start = (str(weights[0]),)
+        c.workdir = str(tmp_path / "run")
+        same = {"media_tokens": 8, "limit": 64, "size": 16, "augment": False}
+        places = {
+            "clips": ("videochat", "chat.json", "videos"),
+            "images": ("filter_cap", "cap.json", "image"),
+        }
+        for name, (family, table, folder) in places.items():
+            place = (family, str(media / table), str(media / folder))
+            c.sources[name] = source(*place, 1, 4, **same)
+        c.sources.clips.update(clips or {})
+        c.update(fields)
+        return c
+
+    return config
+
+
+@pytest.fixture
+def encode(monkeypatch, tmp_path, capsys):
+    """``vljax encode`` of a config: (exit code, stdout, last line of stderr)."""
+
+    def call(config: ConfigDict, *flags: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr("vljax.cli.train.load_config", lambda path, rest: config)
+            capsys.readouterr()
+            try:
+                code = cli.main(["encode", "--config=c.py", f"--out={tmp_path / 'out'}", *flags])
+            except SystemExit as stop:
+                code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, (err.strip().splitlines() or [""])[-1]
+
+    return call
+
+
+def losses(config: ConfigDict, workdir: Path) -> list[float]:
+    config.workdir = str(workdir)
+    train_one(config)
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(row)["loss"] for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branch", ["vision", "audio"])
+def test_training_from_features_is_training_from_media(make, encode, tmp_path, branch):
+    code, out, err = encode(make(branch))
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n")
+    assert "views encoded 21/21 0 unreadable" in err  # and one of them is the black frame
+    live = losses(make(branch), tmp_path / "live")
+    read = losses(make(branch, features=str(tmp_path / "out")), tmp_path / "read")
+    assert len(set(live)) == 6
+    np.testing.assert_allclose(read, live, rtol=0, atol=1e-5)
+    consumed = store.read_manifest(tmp_path / "read" / "weights")["consumed"]
+    assert "field/frames" not in consumed
+    assert consumed["field/frame_tokens"] == 24
+    if branch == "vision":  # and one source alone
+        mixed = losses(make(clips={"features": str(tmp_path / "out")}), tmp_path / "mixed")
+        np.testing.assert_allclose(mixed, live, rtol=0, atol=1e-5)
+        consumed = store.read_manifest(tmp_path / "mixed" / "weights")["consumed"]
+        assert 0 < consumed["field/frame_tokens"] == consumed["source/clips"] < 24
+        assert consumed["field/frames"] == 24 - consumed["source/clips"]
+
+
+def test_half_precision_is_kept_as_it_is(make, encode, tmp_path):
+    assert encode(make(dtype="bfloat16"))[0] == 0
+    kept = Store(tmp_path / "out" / "frame_tokens")
+    assert kept.facts["dtype"] == "bfloat16"
+    clips = sources(make(dtype="bfloat16", features=str(tmp_path / "out")))["clips"]
+    batch = clips.batch(np.arange(3), np.random.default_rng(0))
+    assert batch["frame_tokens"].dtype == np.float32
+    exact = batch["frame_tokens"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(batch["frame_tokens"], exact)
+    assert batch["frame_mask"].sum(1).tolist() == [3, 4, 5]
+    black = batch["frame_tokens"][0, 3]
+    assert (batch["frame_tokens"][~batch["frame_mask"]] == black).all()
+    assert (batch["frame_tokens"][batch["frame_mask"]] != black).any((1, 2)).all()
+
+
+def test_what_is_kept(make, encode, media, tmp_path):
+    assert encode(make("audio"), "--sound")[0] == 0
+    stores = {n: Store(tmp_path / "out" / n) for n in ("frame_tokens", "sight_features")}
+    sound = Store(tmp_path / "out" / "sound_features")
+    assert stores["frame_tokens"].facts["shape"] == [2, 16]
+    assert len({s.facts["encoder"] for s in (*stores.values(), sound)}) == 3
+    for kept in stores.values():
+        assert len(kept.rows) == CLIPS - 1 + IMAGES + 1  # one clip is there twice; the black frame
+        first, again = (
+            kept.find(media / f"videos/0/{i}.mp4", "8 frames, uniform, 16 px") for i in (0, 13)
+        )
+        assert first == again
+        assert first.count == 3
+        assert first.message.startswith("The video contains 3 frames sampled at 0.0, ")
+        assert kept.find(media / "image/0.jpg", "image, 16 px").count == 1
+    lengths = np.linalg.norm(stores["sight_features"].read(first), axis=-1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+    view = "8 sounds of 1.0 s, 32 x 96 mel at 16000 Hz"
+    counts = [sound.find(media / f"videos/0/{i}.mp4", view).count for i in (0, 1)]
+    assert counts == [0, 8]  # the first clip is silent
+    assert sound.find(media / "image/0.jpg", view) is None
+
+
+def sources(config: ConfigDict) -> dict:
+    """A config's sources with their features."""
+    run = make_run(config)
+    made = make_sources(config, run.problem.size, encoder_hashes(config, run.start))
+    return {s.name: s for s in made}
+
+
+def refused(config: ConfigDict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        train_one(config)
+
+
+def test_other_weights_are_refused(make, encode, weights, tmp_path):
+    assert encode(make())[0] == 0
+    other = make(features=str(tmp_path / "out"), start=(str(weights[1]),))
+    sentence = r"frame_tokens: was made by encoder \w{16}, and this run's is \w{16}; encode with"
+    refused(other, sentence)
+    code, _, err = encode(make(start=(str(weights[1]),)))
+    assert code == 1
+    assert "was made by encoder" in err
+
+
+def test_another_frame_policy_is_refused(make, encode, tmp_path):
+    assert encode(make())[0] == 0
+    refused(
+        make(clips={"frames": 4}, features=str(tmp_path / "out")),
+        "lacks 14 of 14 records' media, the first .*0.mp4: it was encoded as \"8 frames, uniform, "
+        '16 px" and is asked for as "4 frames, uniform, 16 px"; run vljax encode',
+    )
+
+
+def test_other_and_missing_files_are_refused(make, encode, media, tmp_path):
+    mine = shutil.copytree(media, tmp_path / "media")
+    moved = json.loads(
+        make(features=str(tmp_path / "out")).to_json().replace(str(media), str(mine))
+    )
+    assert encode(make())[0] == 0
+
+    def config() -> ConfigDict:
+        return ConfigDict(moved)
+
+    before = sources(config())["clips"].features.read(5)  # the same bytes elsewhere will do
+    shutil.copy(mine / "videos/0/2.mp4", mine / "videos/0/5.mp4")
+    clips = sources(config())["clips"].features
+    np.testing.assert_array_equal(clips.read(5)["frame_tokens"], clips.read(2)["frame_tokens"])
+    assert len(clips.read(5)["frame_tokens"]) != len(before["frame_tokens"])
+    rng = np.random.default_rng(9)
+    write_clip(mine / "videos/0/5.mp4", rng.integers(0, 256, (5, 48, 64, 3), np.uint8), None)
+    refused(config(), r"clips: .* lacks 1 of 14 records' media, the first .*5.mp4: it was not enc")
+    assert encode(config())[0] == 0
+    write_clip(mine / "videos/0/5.mp4", rng.integers(0, 256, (5, 48, 64, 3), np.uint8), None)
+    refused(config(), r"5.mp4: it is another file than the one of that name that was encoded; run")
+    (mine / "videos/0/5.mp4").unlink()
+    refused(config(), r"lacks 1 of 14 .*5.mp4: there is no such file")
+
+
+def test_what_differs_each_time_is_refused(make, encode, tmp_path):
+    config = make(clips={"augment": True, "policy": "headtail"}, features=str(tmp_path / "out"))
+    flags = r"--config.sources.clips.augment=False --config.sources.clips.policy=uniform"
+    code, _, err = encode(config)
+    assert code == 1
+    assert err.endswith(f"encode and train with {flags}")
+    assert encode(make())[0] == 0
+    refused(config, flags)
+
+
+def test_no_features_and_no_towers_to_read_them_for(make, encode, tmp_path):
+    refused(make(features=str(tmp_path / "out")), r"got no facts.json, expected what vljax encode")
+    text = make()
+    text.objective = ConfigDict({"name": "text", "context_noise": 0.5})
+    code, _, err = encode(text)
+    assert (code, err) == (
+        1,
+        "vljax encode: objective: got text, expected one that reads frozen towers: vision or audio",
+    )
+    text.features = "somewhere"
+    refused(text, "features: got a folder for objective text, which reads no frozen tower; leave")
+
+
+def test_a_tower_that_is_trained_is_refused(make, encode):
+    code, _, err = encode(make(trainable=(*VISION, "frame_encoder/qformer/")))
+    assert code == 1
+    assert "'frame_encoder/qformer/' trains frame_encoder/qformer/" in err
+
+
+def test_unreadable_files_are_told_and_the_others_kept(make, encode, media, tmp_path):
+    mine = shutil.copytree(media, tmp_path / "media")
+    (mine / "videos/0/4.mp4").write_text("no clip")
+    (mine / "image/2.jpg").unlink()
+    config = ConfigDict(json.loads(make().to_json().replace(str(media), str(mine))))
+    code, _, err = encode(config)
+    listed = tmp_path / "out" / "unreadable-0000.json"
+    assert code == 1
+    assert err.startswith(
+        "vljax encode: 2 files can't be read and have no features, the first: 4.m"
+    )
+    assert err.endswith(f"see {listed}, mend them or leave them out of the annotations")
+    assert [Path(x["path"]).name for x in json.loads(listed.read_text())] == ["4.mp4", "2.jpg"]
+    config.features = str(tmp_path / "out")
+    refused(config, r"clips: .* lacks 1 of 14 records' media, the first .*4.mp4")
+
+
+def contents(folder: Path) -> dict:
+    kept = Store(folder)
+    return {key: kept.read(rows).tolist() for key, rows in kept.rows.items()}
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files that are decoded; the one at ``die_at`` takes the process down."""
+    names: list[str] = []
+
+    class Log(list):
+        die_at = None
+
+    names = Log()
+
+    class Here(contextlib.nullcontext):
+        """Decodes in this process."""
+
+        def __init__(self, workers, seconds):
+            super().__init__(self)
+
+        def submit(self, load, item):
+            names.append("black" if item.record is None else item.record.path.name)
+            if len(names) == names.die_at:
+                raise SystemExit(137)
+            done = concurrent.futures.Future()
+            done.set_result(load(item))
+            return done
+
+    monkeypatch.setattr("vljax.train.features.Decoders", Here)
+    return names
+
+
+def test_killed_and_given_again(make, encode, tmp_path, opened):
+    small = ("--shard-mb=0.001", "--batch=8")
+    opened.die_at = 18
+    assert encode(make(), *small)[0] == 137
+    shards = sorted((tmp_path / "out" / "frame_tokens").glob("*.npy"))
+    assert len(shards) >= 2
+    before = {p: p.read_bytes() for p in shards}
+    (tmp_path / "out" / "frame_tokens" / "0000-000099.npy.1.part").write_bytes(b"half a shard")
+
+    opened.clear()
+    opened.die_at = None
+    code, _, err = encode(make(), *small)
+    assert code == 0
+    assert "views encoded 21/21" in err
+    assert 21 - 18 < len(opened) < 21
+    assert {p: p.read_bytes() for p in shards} == before
+    resumed = contents(tmp_path / "out" / "frame_tokens")
+
+    opened.clear()
+    assert encode(make(), *small)[0] == 0
+    assert opened == []
+    shutil.move(tmp_path / "out", tmp_path / "first")
+    assert encode(make(), *small)[0] == 0
+    whole = contents(tmp_path / "out" / "frame_tokens")
+    assert resumed.keys() == whole.keys()
+    for key, rows in whole.items():
+        np.testing.assert_allclose(resumed[key], rows, atol=1e-5)
+
+
+def test_hosts_share_the_work(make, encode, tmp_path, opened):
+    for i in (1, 0, 2):
+        assert encode(make(), f"--process={i}/3")[0] == 0
+        assert len(opened) == 7
+        opened.clear()
+    assert encode(make(), "--process=0/1")[0] == 0
+    assert opened == []
+    assert len(sources(make(features=str(tmp_path / "out")))) == 2
+
+
+@pytest.mark.parametrize("flag", ["3/3", "1", "-1/2", "0/0"])
+def test_a_process_that_is_none(make, encode, flag):
+    code, _, err = encode(make(), f"--process={flag}")
+    assert code == 1
+    assert f"--process: got {flag}, expected I/N such as 0/4" in err
+
+
+def test_a_config_of_several_stages(capsys):
+    root = Path(__file__).parent.parent.parent
+    config = f"--config={root}/configs/tiny.py:stage=all"
+    assert cli.main(["encode", config, "--out=nowhere"]) == 1
+    assert "got all stages, expected one of text, image, " in capsys.readouterr().err
