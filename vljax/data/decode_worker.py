@@ -6,6 +6,7 @@ when the main process is gone, however it went. The time limit is the kernel's a
 stops code that never comes back to Python: no worker outlives it.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import os
@@ -82,6 +83,7 @@ class Decoders:
             if self._closed:
                 raise Closed("the decoders are closed")
             if not self._threads[0].ident:
+                atexit.register(self.close)  # what waits for a job must not hold up the end
                 for thread in self._threads:
                     thread.start()
             self._jobs.put(job)
@@ -94,6 +96,7 @@ class Decoders:
 
     def close(self) -> None:
         """Kills the workers; jobs that are not done fail."""
+        atexit.unregister(self.close)
         with self._lock:
             self._closed = True
             for worker in self._running:
