@@ -157,13 +157,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise WeightsError(
             f"{folder}: got no manifest.json, expected a folder of weights that vljax wrote"
         )
-    try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise WeightsError(f"{path}: can't be read as JSON ({error}); copy it anew") from error
-    if not isinstance(manifest, dict):
-        raise WeightsError(f"{path}: got no JSON object, expected a manifest; copy it anew")
-    return manifest
+    return read_json(path)
 
 
 def load(
@@ -217,6 +211,18 @@ def array_spec(params: Path, name: str, driver: str = "zarr") -> dict[str, Any]:
     """Where Orbax keeps an array, for tensorstore."""
     where = {"base": params.absolute().as_uri() + "/", "path": name.replace("/", ".") + "/"}
     return {"driver": driver, "kvstore": {"driver": "ocdbt", **where}}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises WeightsError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise WeightsError(f"{path}: can't be read as JSON ({error}); copy it anew") from error
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise WeightsError(f"{path}: got a JSON {kind}, expected an object; copy it anew")
+    return value
 
 
 def require_new(path: Path) -> None:

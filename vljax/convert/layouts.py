@@ -12,7 +12,7 @@ from typing import Any
 from vljax.convert.mapping import Rule
 from vljax.convert.readers import Tensors
 from vljax.models.sizes import LlamaSize
-from vljax.store import WeightsError
+from vljax.store import WeightsError, is_under
 
 # What comes and goes together: a unit is whole or absent. Prefixes of our names.
 UNITS: dict[str, tuple[str, ...]] = {
@@ -102,7 +102,7 @@ def as_whole(layout: Layout, tensors: Tensors) -> Tensors:
 def unit_of(rule: Rule) -> str:
     """The key of UNITS that a rule's parameter belongs to."""
     for unit, prefixes in UNITS.items():
-        if any(rule.name == p or rule.name.startswith(p + "/") for p in prefixes):
+        if is_under(rule.name, tuple(prefixes)):
             return unit
     raise AssertionError(f"{rule.name} is in no unit")
 

@@ -4,7 +4,6 @@ Nothing here imports torch and nothing in a file is executed: see ``torch_files`
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from vljax.store import WeightsError
+from vljax.store import WeightsError, read_json
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLES = ("model.safetensors", "pytorch_model.bin")
@@ -109,7 +108,7 @@ def joined(tensors: Sequence[Tensors]) -> Tensors:
 
 def _open_folder(folder: Path) -> Tensors:
     config = folder / "config.json"
-    metadata = {"config": _read_json(config)} if config.is_file() else {}
+    metadata = {"config": read_json(config)} if config.is_file() else {}
     found = [folder / name for name in (*INDEXES, *WHOLES) if (folder / name).is_file()]
     if not found:
         raise WeightsError(
@@ -128,13 +127,13 @@ def _without_shards(file: Path) -> bool:
     """Whether it is the index of a format that was not downloaded, of which other files remain."""
     if file.name not in INDEXES:
         return False
-    shards = _read_json(file).get("weight_map", {}).values()
+    shards = read_json(file).get("weight_map", {}).values()
     return not any((file.parent / shard).is_file() for shard in set(shards))
 
 
 def _open_shards(folder: Path, index: Path) -> tuple[dict[str, Entry], tuple[Path, ...]]:
     """The tensors that an index lists, from the shards that it names."""
-    where: dict[str, str] = _read_json(index).get("weight_map", {})
+    where: dict[str, str] = read_json(index).get("weight_map", {})
     shards: dict[str, Tensors] = {}
     for shard in sorted(set(where.values())):
         if Path(shard).name != shard or not (folder / shard).is_file():
@@ -172,13 +171,3 @@ def _open_safetensors(path: Path) -> dict[str, Entry]:
             f"{path}: can't be read as safetensors ({error}); download it anew"
         ) from error
     return entries
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise WeightsError(f"{path}: can't be read as JSON ({error}); download it anew") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path}: got a JSON {type(value).__name__}, expected an object")
-    return value

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vljax.convert.mapping import Coverage, Rule, cover, stream, unstream
 from vljax.models.sizes import LlamaSize, QFormerSize, VideoLlamaSize, VisionTowerSize
 from vljax.models.video_llama import abstract_parameters
+from vljax.store import is_under
 
 SOUND_SCALE = "audio_encoder.modality_postprocessors.audio.1.log_logit_scale"
 
@@ -81,9 +82,9 @@ def rules(size: VideoLlamaSize, parts: Sequence[str] | None = None) -> list[Rule
     if parts is None:
         return table
     for part in parts:
-        if not any(_under(rule.name, part) for rule in table):
+        if not any(is_under(rule.name, (part,)) for rule in table):
             raise ValueError(f"parts: got {part!r}, expected a prefix such as 'llama'")
-    return [rule for rule in table if any(_under(rule.name, part) for part in parts)]
+    return [rule for rule in table if is_under(rule.name, tuple(parts))]
 
 
 def droppable(size: VideoLlamaSize) -> list[str]:
@@ -114,10 +115,6 @@ def check_sound_scale(tensors: Mapping[str, np.ndarray], size: VideoLlamaSize) -
                 f"{SOUND_SCALE}: got a scale of {scale:g}, expected {size.imagebind.sound.norm:g};"
                 " set the sound tower's norm to it"
             )
-
-
-def _under(name: str, part: str) -> bool:
-    return name == part or name.startswith(part.rstrip("/") + "/")
 
 
 Layers = Sequence[int] | None  # torch indices along our "layers" axis; None: not stacked

@@ -174,7 +174,7 @@ class JsonFile:
     """
 
     def __init__(self, path: Path):
-        self.model = read_json(path)
+        self.model = open_json(path)
         like_sentencepiece = self.model.token_to_id(SPACE) is not None
         if like_sentencepiece:
             spaces_as_sentencepiece(self.model)
@@ -215,7 +215,7 @@ def load_tokenizer(path: str, vocab: int | None = None) -> Tokenizer:
     return Tokenizer(path, vocab)
 
 
-def read_json(path: Path) -> Any:
+def open_json(path: Path) -> Any:
     """The file as a ``tokenizers.Tokenizer`` that neither pads nor truncates."""
     try:
         import tokenizers
