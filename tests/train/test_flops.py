@@ -61,8 +61,7 @@ def windows(image, kernel, groups=1):
         (jax.grad(lambda x, w: times(x, w).sum()), 2 * PRODUCT),
         (jax.grad(lambda x, w: times(x, w).sum(), argnums=(0, 1)), 3 * PRODUCT),
         (jax.grad(lambda x, w: repeated(x, w).sum()), 14 * PRODUCT),
-        # What is recomputed: every product but each body's last, whose result nobody asks for
-        # again; tanh does.
+        # Made once more, for tanh to be differentiated.
         (
             jax.grad(lambda x, w: repeated(x, w, block=jax.checkpoint(times)).sum()),
             21 * PRODUCT,

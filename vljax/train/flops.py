@@ -1,6 +1,6 @@
 """Floating-point operations of a function, counted in its jaxpr: nothing is compiled or run.
 
-XLA's own analysis counts the body of a loop once and says nothing on GPUs; here a scan's body counts
+XLA's own analysis counts the body of a loop once and says nothing on GPUs; here a scan's counts
 as often as it runs. Only matrix products and convolutions are counted, a multiply-add as two, as
 published model FLOPs are. The count is of all devices together.
 """

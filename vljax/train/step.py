@@ -37,6 +37,9 @@ class Problem:
     dtype: Any = jnp.float32
     remat: str = "none"
 
+    def without_remat(self) -> "Problem":
+        return dataclasses.replace(self, remat="none")
+
     def abstract(self) -> Tree:
         """The abstract parameter tree, boxed with logical axes: what the loss touches, no more."""
         return jax.eval_shape(self._init, jax.random.key(0), self.objective.batch(self.size))
