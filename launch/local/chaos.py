@@ -6,8 +6,8 @@ COMMAND is run with FOLDER/whole and with FOLDER/killed in place of {workdir}; w
 times at once, with --coordinator, --processes and --process. Kills (SIGKILL, to one process; the
 others follow, as the launcher sees to) come at random moments of three kinds in turn: any time,
 between two steps, and while a checkpoint is being written; the last one while the weights are.
-Exits with 1, and tells, where rows of metrics.jsonl (but for "seconds") or arrays of the weights
-differ in a bit.
+Exits with 1, and tells, where rows of metrics.jsonl (but for times and rates) or arrays of the
+weights differ in a bit.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from vljax import store
+from vljax.train.metrics import without_timing
 
 SOON = 0.05  # seconds
 Moment = Callable[[], bool]
@@ -182,7 +183,7 @@ def rows(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     read = [json.loads(line) for line in lines if line.endswith("}")]
-    return [{n: x for n, x in row.items() if n != "seconds"} for row in read]
+    return [without_timing(row) for row in read]
 
 
 def differences(one: Path, other: Path) -> list[str]:

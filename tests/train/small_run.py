@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         log_every=1,
         watchdog_seconds=args.watchdog,
     )
-    index, count = Placement(run.strategy, make_mesh(run.strategy)).host
+    index, count = Placement(run.strategy, make_mesh(run.strategy)).readers()
 
     def batches(start: int) -> Iterator[tuple[str, dict]]:
         for step in range(start, args.steps):
