@@ -53,9 +53,9 @@ def require_legal(
         raise ValueError(
             f"sharding {strategy.name} on {devices} devices: {' and '.join(wrong)}; {hint}"
         )
-    vocab = Extent("vocab", problem.size.llama.vocab, "rows of the vocabulary's table")
-    for told in misfits(strategy, sizes, [vocab]):
-        log.warning("%s, so that each device holds all of it", told)
+    vocab = problem.size.llama.vocab
+    for told in misfits(strategy, sizes, [Extent("vocab", vocab, f"the vocabulary of {vocab}")]):
+        log.warning("%s, whose tables each device holds whole", told)
     return sizes
 
 
