@@ -127,5 +127,5 @@ def test_an_odd_vocabulary_is_whole_on_each_device_and_told(caplog):
 
 def test_a_distractor_needs_another_row():
     problem = Problem(BIG, make_objective("vision", distract=True), VISION, accumulate=8)
-    with pytest.raises(ValueError, match="accumulate: got 8, .* leaves at least 2 rows"):
+    with pytest.raises(ValueError, match=r"accumulate: got 8, .* leaves at least 2 rows"):
         require_legal(problem, strategy("dp"), 1, batch_sizes={"clips": 8})

@@ -87,8 +87,8 @@ def misfits(
     if sizes.get("data", slices) % slices:
         wrong.append(f"data={sizes['data']} is no multiple of the {slices} slices")
     for extent in extents:
-        over = rules.get(extent.axis, ())
-        over = [a for a in ((over,) if isinstance(over, str) else over) if sizes[a] > 1]
+        wanted = rules.get(extent.axis, ())
+        over = [a for a in ((wanted,) if isinstance(wanted, str) else wanted) if sizes[a] > 1]
         if extent.size % math.prod(sizes[a] for a in over):
             mesh = " x ".join(f"{a}={sizes[a]}" for a in over)
             wrong.append(f"{mesh} does not divide {extent.words}")
