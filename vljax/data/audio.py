@@ -18,7 +18,6 @@ from vljax.data.examples import MediaFile
 from vljax.data.video import decode, demux, open_media
 
 _EPSILON = np.float32(1.1920929e-07)
-_BLOCK = 1 << 16  # output samples resampled at a time, to bound memory
 # Offset and full scale of ffmpeg's sample formats; a trailing "p" (planar) changes neither.
 _SCALES = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "s64": (0, 2**63)}
 
@@ -78,6 +77,8 @@ def _to_float(frame: av.AudioFrame) -> np.ndarray:
     samples = frame.to_ndarray()
     if frame.format.is_packed:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.float32:
+        return samples
     return ((samples.astype(np.float64) - offset) / scale).astype(np.float32)
 
 
@@ -85,7 +86,7 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
     """[channels, samples] float32 at `rate` to ceil(samples * target / rate) samples at `target`.
 
     torchaudio's default: windowed sinc, filter width 6, roll-off 0.99, Hann window. Only the taps
-    under the window are multiplied, so that rates without common factors cost no more.
+    under the window are multiplied; outputs of one phase, which lie evenly, are made at once.
     """
     if rate < 1 or target < 1:
         raise ValueError(f"sample rates: got {rate} and {target}, expected 1 Hz or more")
@@ -98,10 +99,10 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
     padded = np.pad(waveform.astype(np.float32), ((0, 0), (taps // 2 - 1, taps // 2 + 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=1)
     out = np.empty((channels, ceil(samples * phases / step)), np.float32)
-    for start in range(0, out.shape[1], _BLOCK):
-        at = np.arange(start, min(start + _BLOCK, out.shape[1]))
-        block = windows[:, at * step // phases]
-        out[:, at] = np.einsum("cst,st->cs", block, weights[at % phases])
+    for phase in range(min(phases, out.shape[1])):
+        part = out[:, phase::phases]
+        inputs = windows[:, phase * step // phases :: step][:, : part.shape[1]]
+        np.einsum("cst,t->cs", inputs, weights[phase], out=part)
     return out
 
 
