@@ -8,7 +8,6 @@ importing librosa or torchaudio takes seconds, and neither has Kaldi's mel bank 
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import groupby
 from math import ceil, gcd
 
 import av
@@ -58,17 +57,40 @@ def read_audio(path: str | MediaFile) -> tuple[np.ndarray, int] | None:
     Full scale is -1..1 and channels are not mixed. None where there is no track, or none of it can
     be decoded. Raises MediaError for a file that is missing, empty or no media.
     """
+    track = Track()
     with open_media(path) as container:
-        streams = [s for s in container.streams.audio if s.codec_context]
-        if not streams:
+        stream = track.choose(container)
+        for packet in demux(container, stream) if stream else ():
+            track.take(packet)
+    return track.whole()
+
+
+class Track:
+    """A sound track that is put together packet by packet; see `read_audio`."""
+
+    def __init__(self) -> None:
+        self._format: tuple[int, int] | None = None  # rate, channels
+        self._chunks: list[np.ndarray] = []
+        self._cut = False
+
+    def choose(self, container: av.container.InputContainer) -> av.AudioStream | None:
+        """The stream whose packets are to be taken, if there is one."""
+        return next((s for s in container.streams.audio if s.codec_context), None)
+
+    def take(self, packet: av.Packet) -> None:
+        for frame in decode(packet):
+            now = frame.sample_rate, frame.layout.nb_channels
+            self._format = self._format or now
+            # A track that changes its format half way is cut there, not guessed at.
+            self._cut = self._cut or now != self._format
+            if frame.samples and not self._cut:
+                self._chunks.append(_to_float(frame))
+
+    def whole(self) -> tuple[np.ndarray, int] | None:
+        """What `read_audio` gives."""
+        if self._format is None or not self._chunks:
             return None
-        frames = (frame for packet in demux(container, streams[0]) for frame in decode(packet))
-        # A track that changes its format half way is cut there, not guessed at.
-        _, same = next(groupby(frames, lambda f: (f.sample_rate, f.layout.nb_channels)), (None, ()))
-        chunks = [(_to_float(frame), frame.sample_rate) for frame in same if frame.samples]
-    if not chunks:
-        return None
-    return np.concatenate([samples for samples, _ in chunks], axis=1), chunks[0][1]
+        return np.concatenate(self._chunks, axis=1), self._format[0]
 
 
 def _to_float(frame: av.AudioFrame) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -160,19 +160,31 @@ def _check_file(path: str | MediaFile) -> MediaFile:
     return path
 
 
-def read_clip(path: str | MediaFile, pick: Callable[[int], np.ndarray], size: Size) -> Clip:
+class Listener(Protocol):
+    """Takes another stream of a file, in the pass that counts the packets of the picture."""
+
+    def choose(self, container: av.container.InputContainer) -> av.stream.Stream | None: ...
+    def take(self, packet: av.Packet) -> None: ...
+
+
+def read_clip(
+    path: str | MediaFile,
+    pick: Callable[[int], np.ndarray],
+    size: Size,
+    listener: Listener | None = None,
+) -> Clip:
     """Reads the frames that `pick(num_frames)` names, squashed to `size` without keeping aspect.
 
     The number of frames is the number of packets, since headers lie; where fewer decode, `pick` is
     asked again with the number that did. Frames are in display order, turned upright by the
-    rotation tag and scaled by ffmpeg's bicubic.
+    rotation tag and scaled by ffmpeg's bicubic. A `listener` gets all of the stream it chooses.
 
     Raises MediaError for a file that is missing, empty, no video, or without a frame.
     """
     path = Path(path) if isinstance(path, str) else path
     with open_media(path) as container:
         stream = _video_stream(container, path)
-        index = _scan(container, stream)
+        index = _scan(container, stream, listener)
         num_frames = len(index.pts)
         if num_frames == 0:
             raise _no_frames(path)
@@ -213,12 +225,16 @@ class _Index:
     quick: bool  # frames may be found by their display time, from the keyframe before
 
 
-def _scan(container: av.container.InputContainer, stream: av.VideoStream) -> _Index:
-    packets = [
-        (packet.pts, packet.is_keyframe)
-        for packet in demux(container, stream)
-        if packet.size and not packet.is_discard
-    ]
+def _scan(
+    container: av.container.InputContainer, stream: av.VideoStream, listener: Listener | None
+) -> _Index:
+    heard = listener.choose(container) if listener else None
+    packets = []
+    for packet in demux(container, stream, *filter(None, [heard])):
+        if packet.stream is not stream and listener:
+            listener.take(packet)
+        elif packet.size and not packet.is_discard:
+            packets.append((packet.pts, packet.is_keyframe))
     # 25 is ffmpeg's own assumption where a file has no rate.
     fps = float(stream.average_rate or stream.guessed_rate or 25)
     times = {pts for pts, _ in packets}
@@ -296,10 +312,10 @@ def _video_stream(container: av.container.InputContainer, path: MediaFile) -> av
     raise MediaError(f"{path.name} has no video stream to decode: use a file with a picture")
 
 
-def demux(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator:
-    """Packets of a stream; a file cut short ends where it can no longer be read."""
+def demux(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator:
+    """Packets of some streams; a file cut short ends where it can no longer be read."""
     try:
-        yield from container.demux(stream)
+        yield from container.demux(*streams)
     except av.FFmpegError:
         return
 
