@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from vljax.models.sizes import VideoLlamaSize
+from vljax.nn.attention import attending
 from vljax.nn.layers import constraining
 from vljax.sharding.placement import Placement
 from vljax.store import Tree
@@ -36,9 +37,11 @@ class Problem:
     trainable: tuple[str, ...]
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: str = "xla"
 
-    def without_remat(self) -> "Problem":
-        return dataclasses.replace(self, remat="none")
+    def plain(self) -> "Problem":
+        """The same loss with nothing made again and no fused kernel, to be counted."""
+        return dataclasses.replace(self, remat="none", attention="xla")
 
     def abstract(self) -> Tree:
         """The abstract parameter tree, boxed with logical axes: what the loss touches, no more."""
@@ -63,12 +66,13 @@ class Problem:
     def loss(self, params: Tree, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict]:
         module = self.objective.module(self.size, self.dtype, self.remat)
         dropout, noise = jax.random.split(rng)
-        out: Any = module.apply(
-            {"params": params},
-            batch,
-            method=self.objective.method,
-            rngs={"dropout": dropout, "noise": noise},
-        )
+        with attending(self.attention):
+            out: Any = module.apply(
+                {"params": params},
+                batch,
+                method=self.objective.method,
+                rngs={"dropout": dropout, "noise": noise},
+            )
         return out
 
 
