@@ -231,6 +231,7 @@ def live_problem(config: ConfigDict) -> Problem:
         trainable=tuple(config.trainable),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        attention=config.attention,
         accumulate=config.accumulate,
         frame_chunk=config.frame_chunk,
     )
