@@ -52,8 +52,7 @@ def held(tree: Tree, formats: Formats, dtype: Any = None) -> Tree:
     for a kernel that its format does not fit.
     """
     found: dict[str, Any] = {}
-    boxed = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box)
-    for path, leaf in boxed:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for part, x in _parts(name, nn.unbox(leaf), formats, dtype).items():
             found[part] = leaf.replace_boxed(x) if _is_box(leaf) else x
@@ -126,7 +125,8 @@ def told(sizes: Mapping[str, int], free: int | None, sharers: int = 1) -> str:
     ``sharers``: devices that share the memory, each with as much.
     """
     whole = sum(sizes.values()) * sharers
-    parts = ", ".join(f"{part} {_size(n)}" for part, n in sizes.items() if n >= max(sizes.values()) / 100)
+    large = {part: n for part, n in sizes.items() if n >= max(sizes.values()) / 100}
+    parts = ", ".join(f"{part} {_size(n * sharers)}" for part, n in large.items())
     line = f"weights: {_size(whole)} ({parts})"
     if free is None:
         return line
