@@ -90,6 +90,10 @@ def after(seconds: float, happened: Moment = lambda: True) -> Moment:
     return come
 
 
+def either(one: Moment, other: Moment) -> Moment:
+    return lambda: one() or other()
+
+
 def new_rows(workdir: Path, count: int) -> Moment:
     path = workdir / "metrics.jsonl"
     before = path.stat().st_size if path.exists() else 0
@@ -113,7 +117,7 @@ def moments(workdir: Path, first: float, chance: random.Random) -> Iterator[tupl
     for kind in itertools.cycle(("any time", "between steps", "while saving")):
         soon = chance.uniform(0, SOON)
         if kind == "any time":
-            yield kind, after(chance.uniform(0, 1.1 * first))
+            yield kind, either(after(chance.uniform(0, 1.1 * first)), new_rows(workdir, 5))
         elif kind == "between steps":
             yield kind, after(soon, new_rows(workdir, chance.randint(1, 3)))
         else:

@@ -78,6 +78,14 @@ set +m
 tell_all() {
   for pid in "${pids[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null || true; done
 }
+end_after() { # so many seconds, unless it is told not to
+  trap 'kill "$sleeping"; exit' TERM
+  trap - EXIT
+  sleep "$1" &
+  sleeping=$!
+  wait "$sleeping"
+  tell_all KILL
+}
 trap 'tell_all TERM' TERM
 trap 'tell_all INT' INT
 trap 'tell_all KILL; kill "$tail" $timer 2>/dev/null || true' EXIT
@@ -87,7 +95,7 @@ left=("${pids[@]}")
 while [ ${#left[@]} -gt 0 ]; do
   ended=0 finished=
   wait -n -p finished "${left[@]}" || ended=$?
-  [ -n "$finished" ] || continue # a signal was forwarded
+  [ -n "${finished-}" ] || continue # a signal was forwarded
   still=()
   for pid in "${left[@]}"; do [ "$pid" = "$finished" ] || still+=("$pid"); done
   left=(${still[@]+"${still[@]}"})
@@ -97,7 +105,7 @@ while [ ${#left[@]} -gt 0 ]; do
   [ "$ended" != 0 ] && [ ${#left[@]} -gt 0 ] && [ -z "$ending" ] || continue
   ending=1
   if [ "$ended" = 143 ] || [ "$ended" = 130 ]; then
-    (sleep 60 && tell_all KILL) &
+    end_after 60 &
     timer=$!
   else
     echo "$0: process $finished ended with $ended; the others are ended, see $workdir/logs" >&2
