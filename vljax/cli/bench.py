@@ -25,7 +25,7 @@ def data(argv: Sequence[str]) -> None:
     parser.add_argument("--make", type=int, default=4, metavar="N", help="how many are made")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many are told")
-    parser.add_argument("--jobs", type=int, default=24, help="clips read in a round")
+    parser.add_argument("--jobs", type=int, default=24, help="clips a worker reads in a round")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     for name in ("make", "rounds", "jobs"):
