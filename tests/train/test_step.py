@@ -1,5 +1,6 @@
 """One step: what moves, what does not, and that no strategy changes the loss."""
 
+import dataclasses
 import functools
 import logging
 
@@ -71,6 +72,7 @@ def train(problem, params, batches, name="dp", devices=1):
     tx = make_optimizer(RATES, 5)
     state = make_state(trainable, tx, jax.random.key(1))
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, placement.replicated), state)
+    frozen = problem.lay_out(frozen)
     step = make_train_step(problem, tx, placement, state)
     metrics = []
     for batch in batches:
@@ -128,6 +130,17 @@ def test_every_strategy_gives_the_same_losses_and_compiles_once(
         assert x.sharding.is_equivalent_to(where[leaf], x.ndim), f"{leaf} is where it was not put"
     compiled = [m for m in caplog.messages if m.startswith("Finished XLA compilation of jit(tra")]
     assert len(compiled) == 1
+
+
+def test_layers_one_by_one_give_the_same_losses(problem, initial, media_batch, reference):
+    """And what is frozen comes back from its single layers as it was stacked."""
+    one_by_one = dataclasses.replace(problem("vision"), unroll=True)
+    batches = [media_batch(i) for i in range(5)]
+    _, frozen, metrics = train(one_by_one, initial("vision"), batches, "fsdp", 8)
+    np.testing.assert_allclose([row["loss"] for row in metrics], reference, rtol=1e-5)
+    assert frozen["llama"]["layers"]["mlp"]["up"]["kernel"]["1"].ndim == 2
+    _, kept = partition.split(initial("vision"), VISION)
+    assert content_hash(partition.restack(frozen)) == content_hash(kept)
 
 
 @pytest.fixture(scope="module")
