@@ -113,6 +113,7 @@ def compare(
     else:
         say("torch or transformers is not installed, so ours is measured alone")
     found: list[list[Measurement]] = [[] for _ in contenders]
+    show(0, rounds * len(contenders))
     for turn in range(rounds):
         for i, (measure, case) in enumerate(contenders):
             if not (found[i] and found[i][-1].failed):
