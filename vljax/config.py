@@ -50,6 +50,7 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             "dtype": "float32" if tiny else "bfloat16",
             "remat": "none" if tiny else "full",
             "attention": "xla",
+            "unroll": False,
             "accumulate": 1,
             "frame_chunk": 0,
             "workdir": "",

@@ -232,6 +232,7 @@ def live_problem(config: ConfigDict) -> Problem:
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         attention=config.attention,
+        unroll=config.unroll,
         accumulate=config.accumulate,
         frame_chunk=config.frame_chunk,
     )

@@ -1,6 +1,8 @@
 """Scan over layers, over chunks of frames, and rematerialisation: where all of these appear."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +32,22 @@ REMAT: dict[str, Any] = {
     ),
 }
 
+_unrolled: contextvars.ContextVar[bool] = contextvars.ContextVar("unrolled", default=False)
+
+
+@contextlib.contextmanager
+def unrolling(on: bool = True) -> Iterator[None]:
+    """Within this context (around a trace) layers are written out one after the other.
+
+    A loop over stacked weights copies each layer's out of the stack, forth and back; written out,
+    programs read them where they lie if they are given one by one, and compile as much longer.
+    """
+    token = _unrolled.set(on)
+    try:
+        yield
+    finally:
+        _unrolled.reset(token)
+
 
 def stack(
     block: type[nn.Module],
@@ -54,6 +72,7 @@ def stack(
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast for _ in range(shared))),
         length=depth,
+        unroll=depth if _unrolled.get() else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scanned(name=name, **fields)

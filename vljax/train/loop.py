@@ -78,6 +78,7 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     state, frozen, frozen_hash = prepare(
         run.problem, run.start, run.begin_as, run.seed, placement, tx
     )
+    frozen = run.problem.lay_out(frozen)
     step_fn = make_train_step(run.problem, tx, placement, state)
     vote = Vote(placement.mesh)
     consumed: collections.Counter[str] = collections.Counter()
@@ -150,6 +151,7 @@ FREE = (
     "sharding",
     "remat",
     "attention",
+    "unroll",
     "accumulate",
     "frame_chunk",
     "log_every",

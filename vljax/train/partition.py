@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from vljax.store import Tree, flatten, unflatten
 
 
@@ -40,6 +42,30 @@ def split(params: Tree, trainable: Sequence[str]) -> tuple[Tree, Tree]:
 def merge(trainable: Tree, frozen: Tree) -> Tree:
     """The exact inverse of ``split``."""
     return unflatten(flatten(frozen) | flatten(trainable))
+
+
+def is_stacked(name: str) -> bool:
+    """Whether the first axis of the parameter of this slash name counts layers."""
+    return "/layers/" in name or "/groups/" in name
+
+
+def unstack(tree: Tree) -> Tree:
+    """Each stacked array as {"0": the first layer's, ...}; what is given is used up, one by one."""
+    flat = {}
+    for name, x in flatten(tree).items():
+        if not is_stacked(name):
+            flat[name] = x
+            continue
+        flat |= {f"{name}/{i}": x[i] for i in range(len(x))}
+        x.delete()
+    return unflatten(flat)
+
+
+def restack(tree: Tree) -> Any:
+    """The inverse of ``unstack``; in a traced function it moves nothing."""
+    if "0" in tree:
+        return jnp.stack([tree[str(i)] for i in range(len(tree))])
+    return {name: restack(x) if isinstance(x, dict) else x for name, x in tree.items()}
 
 
 def table(trainable: Tree, frozen: Tree) -> list[Row]:

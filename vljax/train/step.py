@@ -13,7 +13,7 @@ import optax
 from vljax.models.sizes import VideoLlamaSize
 from vljax.nn.attention import attending
 from vljax.nn.layers import constraining
-from vljax.nn.stack import REMAT
+from vljax.nn.stack import REMAT, unrolling
 from vljax.sharding.placement import Placement
 from vljax.store import Tree
 from vljax.train import partition
@@ -49,6 +49,7 @@ class Problem:
     dtype: Any = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    unroll: bool = False
     accumulate: int = 1
     frame_chunk: int = 0
 
@@ -68,7 +69,11 @@ class Problem:
 
     def plain(self) -> "Problem":
         """The same loss with nothing made again and no fused kernel, to be counted."""
-        return dataclasses.replace(self, remat="none", attention="xla")
+        return dataclasses.replace(self, remat="none", attention="xla", unroll=False)
+
+    def lay_out(self, frozen: Tree) -> Tree:
+        """The frozen tree as the step takes it; what is given may be used up."""
+        return partition.unstack(frozen) if self.unroll else frozen
 
     def abstract(self) -> Tree:
         """The abstract parameter tree, boxed with logical axes: what the loss touches, no more."""
@@ -96,9 +101,9 @@ class Problem:
     def loss(self, params: Tree, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict]:
         module = self._module()
         dropout, noise = jax.random.split(rng)
-        with attending(self.attention):
+        with attending(self.attention), unrolling(self.unroll):
             out: Any = module.apply(
-                {"params": params},
+                {"params": partition.restack(params)},
                 batch,
                 method=self.objective.method,
                 rngs={"dropout": dropout, "noise": noise},
