@@ -51,6 +51,8 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             "remat": "none" if tiny else "full",
             "accumulate": 1,
             "frame_chunk": 0,
+            "quantise": "",
+            "quantise_vit": "",
             "workdir": "",
             "start": (),
             "begin_as": (),
