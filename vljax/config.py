@@ -53,6 +53,8 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             "unroll": False,
             "accumulate": 1,
             "frame_chunk": 0,
+            "quantise": "",
+            "quantise_vit": "",
             "workdir": "",
             "start": (),
             "begin_as": (),

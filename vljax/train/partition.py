@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from vljax.models.precision import array_bytes
 from vljax.store import Tree, flatten, unflatten
+
+SCALES = ("/kernel/scale", "/kernel/middle")  # of quantised kernels: bytes, but no parameters
 
 
 class Row(NamedTuple):
@@ -72,12 +75,12 @@ def table(trainable: Tree, frozen: Tree) -> list[Row]:
     """Module, parameters, bytes, frozen or trainable; from arrays or abstract arrays."""
     rows = []
     for tree, train in ((trainable, True), (frozen, False)):
-        groups: dict[str, list[Any]] = {}
+        groups: dict[str, list[tuple[int, int]]] = {}
         for name, leaf in flatten(tree).items():
-            groups.setdefault(_module(name), []).append(leaf)
-        for module, leaves in groups.items():
-            sizes = [(math.prod(x.shape), x.dtype.itemsize) for x in leaves]
-            rows.append(Row(module, sum(n for n, _ in sizes), sum(n * b for n, b in sizes), train))
+            counted = 0 if name.endswith(SCALES) else math.prod(leaf.shape)
+            groups.setdefault(_module(name), []).append((counted, array_bytes(leaf)))
+        for module, sizes in groups.items():
+            rows.append(Row(module, sum(n for n, _ in sizes), sum(b for _, b in sizes), train))
     return sorted(rows, key=lambda r: r.module)
 
 
