@@ -55,6 +55,7 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             "steps": 0,
             "save_every": 1000,
             "log_every": 10,
+            "watchdog_seconds": 1800.0,
             "objective": {"name": ""},
             "trainable": (),
             "optimizer": {

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -42,9 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"vljax {argv[0]}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"vljax {argv[0]}: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        number, *told = stop.args or (signal.SIGINT,)
+        print(f"vljax {argv[0]}: stopped", *told, file=sys.stderr)
+        return 128 + number
 
 
 def usage() -> str:

@@ -16,8 +16,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vljax import store
+from vljax.cli import processes
 from vljax.models.sizes import VideoLlamaSize, own_size, size_of, video_llama_size
 from vljax.models.video_llama import abstract_parameters
+from vljax.sharding.mesh import make_mesh
+from vljax.sharding.placement import Placement
+from vljax.sharding.processes import first_alone, is_first
 from vljax.sharding.strategy import strategy
 from vljax.train import partition
 from vljax.train.checkpoint import difference
@@ -36,10 +40,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a file with get_config(ARG)")
     parser.add_argument("--print-parameters", action="store_true", help="print a table, then stop")
     parser.add_argument("--json", action="store_true", help="the table as JSON")
+    processes.add_flags(parser)
     args, rest = parser.parse_known_args(argv)
     if not args.config:
         parser.error("name a config: --config=configs/tiny.py:stage=all")
     config = load_config(args.config, rest)
+    processes.join(args)
     if args.print_parameters:
         print_parameters(config, args.json)
     elif "stages" in config:
@@ -79,17 +85,16 @@ def train_one(config: ConfigDict) -> Path:
         from vljax.data.pipeline import batches as pipeline
         from vljax.data.quarantine import Quarantine
 
-        host = jax.process_index(), jax.process_count()
         return pipeline(
             sources,
             config.seed,
             config.steps,
             start,
             config.decoding.workers,
-            host=host,
+            host=Placement(run.strategy, make_mesh(run.strategy)).host,
             mixed=config.mixed,
             seconds=config.decoding.seconds,
-            quarantine=Quarantine(run.workdir, host[0]),
+            quarantine=Quarantine(run.workdir, jax.process_index()),
         )
 
     manifest = {"config": json.loads(config.to_json_best_effort())}
@@ -102,7 +107,7 @@ def prepare_workdir(config: ConfigDict) -> None:
         raise ValueError("--config.workdir: got nothing, expected a folder for this run")
     Path(config.workdir).mkdir(parents=True, exist_ok=True)  # paths beside it go through it
     if "world" in config:
-        ensure_world(config)
+        first_alone("world", lambda: ensure_world(config))
 
 
 def train_all(config: ConfigDict) -> None:
@@ -115,10 +120,11 @@ def train_all(config: ConfigDict) -> None:
         stage.sharding = config.sharding
         if (root / name / "weights" / "manifest.json").is_file():
             require_same(stage)
-            print(f"{name}: done already, in {root / name}", file=sys.stderr)
+            if is_first():
+                print(f"{name}: done already, in {root / name}", file=sys.stderr)
             continue
         train_one(stage)
-    print(export(config, root))
+    first_alone("export", lambda: print(export(config, root)))
 
 
 def require_same(stage: ConfigDict) -> None:
@@ -249,6 +255,7 @@ def make_run(config: ConfigDict) -> Run:
         seed=config.seed,
         save_every=config.save_every,
         log_every=config.log_every,
+        watchdog_seconds=config.watchdog_seconds,
     )
 
 

@@ -74,6 +74,30 @@ class Placement:
             lambda x: self.sharding(("batch", *[None] * (x.ndim - 1)), x.shape), batch
         )
 
+    @property
+    def host(self) -> tuple[int, int]:
+        """(index, count): this process holds the index-th of count equal blocks of a batch's rows.
+
+        It follows from the mesh: processes whose devices share rows load the same ones. Raises
+        ValueError where a process's rows are not one block.
+        """
+        parts = math.prod(self._sizes[a] for a in self._batch_axes())
+        where = self.sharding(("batch",), (parts,))
+        held = where.addressable_devices_indices_map((parts,)).values()
+        rows = sorted({i for (part,) in held for i in range(*part.indices(parts))})
+        first, count = rows[0], len(rows)
+        if rows[-1] - first + 1 != count or first % count:
+            raise ValueError(
+                f"sharding {self.strategy.name}: process {jax.process_index()} would hold parts "
+                f"{rows} of {parts} of a batch, expected one block; put the data axes first"
+            )
+        return first // count, parts // count
+
+    def _batch_axes(self) -> tuple[str, ...]:
+        axes = dict(self.strategy.rules).get("batch", ())
+        axes = (axes,) if isinstance(axes, str) else axes
+        return tuple(a for a in axes if a in self._sizes)
+
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """For ``nn.layers.constraining``: names of an activation become a constraint."""
         return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape))

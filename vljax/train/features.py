@@ -26,8 +26,8 @@ from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.store import Tree
-from vljax.train.loop import stop_signals
 from vljax.train.step import Problem
+from vljax.train.watch import stop_signals
 
 Key = tuple[str, str]  # media hash, view
 

@@ -1,31 +1,30 @@
 """The one loop of every stage and branch; what differs between them is in the ``Run``."""
 
 import collections
-import contextlib
 import dataclasses
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from vljax import store
 from vljax.progress import Progress
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
+from vljax.sharding.processes import Vote, first_alone, is_first
 from vljax.sharding.strategy import Strategy
 from vljax.store import Tree
-from vljax.train import partition
 from vljax.train.checkpoint import Checkpoints
 from vljax.train.metrics import MetricsLog, plot_loss
 from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
-from vljax.train.step import Problem, TrainState, make_state, make_train_step
+from vljax.train.start import prepare
+from vljax.train.step import Problem, make_train_step
+from vljax.train.watch import Watchdog, stop_signals
 
 HostBatch = dict[str, np.ndarray]
 Pending = tuple[int, dict[str, Any]]  # a step's number and metrics, not yet read
@@ -39,6 +38,7 @@ class Run:
     ``start``: folders of weights, later ones over earlier ones; what they lack is initialised
     if it is trainable and an error if it is frozen. ``begin_as``: pairs of slash prefixes; what
     lies under the first begins as a copy of what the start weights hold under the second.
+    ``watchdog_seconds``: how long a step may take, see ``Watchdog``; 0 for ever.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Run:
     seed: int = 0
     save_every: int = 1000
     log_every: int = 10
+    watchdog_seconds: float = 0.0
 
 
 def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
@@ -60,16 +61,24 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     Args:
       batches: gives the pairs of source name and batch that follow a step.
       manifest: what to say of the weights besides what the loop knows.
+
+    Raises KeyboardInterrupt(signal, text) when stopped, after the step is saved.
     """
     run.workdir.mkdir(parents=True, exist_ok=True)
     placement = Placement(run.strategy, make_mesh(run.strategy))
     tx = make_optimizer(run.optimizer, run.steps)
-    state, frozen = prepare(run, placement, tx)
-    frozen_hash = store.content_hash(frozen)
+    state, frozen, frozen_hash = prepare(
+        run.problem, run.start, run.begin_as, run.seed, placement, tx
+    )
     step_fn = make_train_step(run.problem, tx, placement, state)
-    rate = schedule(run.optimizer, run.steps)
+    vote, reporter = Vote(placement.mesh), Reporter(run)
     consumed: collections.Counter[str] = collections.Counter()
-    with Checkpoints(run.workdir / "checkpoints") as checkpoints, stop_signals() as stopped:
+    stacks = run.workdir / f"stacks_{jax.process_index()}.txt"
+    with (
+        Checkpoints(run.workdir / "checkpoints") as checkpoints,
+        stop_signals() as signals,
+        Watchdog(run.watchdog_seconds, stacks) as watchdog,
+    ):
         facts = {"frozen": frozen_hash, "config": comparable(manifest.get("config"), run.workdir)}
         facts |= {"encoders": manifest["encoders"]} if "encoders" in manifest else {}
         restored = checkpoints.restore(state, facts)
@@ -77,59 +86,39 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
             state, meta = restored
             consumed.update(meta["consumed"])
         start = int(state.step)
-        log, progress = MetricsLog(run.workdir, start), Progress(run.name, run.steps, start)
-        pending: Pending | None = None
-        began = time.monotonic()
-        for step, (source, batch) in enumerate(batches(start), start):
+        reporter.begin(start)
+        for step, (source, host_batch) in enumerate(batches(start), start + 1):
+            asked = vote.cast(max(signals, default=0))
+            batch = place(host_batch, placement)
             consumed.update(_count(source, batch))
             batch.pop("missing", None)  # counted; the device has no use for it
-            state, metrics = step_fn(state, frozen, place(batch, placement))
-            if pending is not None:
-                _report(run, pending, log, progress, rate, time.monotonic() - began)
-            pending = (step + 1, metrics | _skipped(consumed))
-            last = step + 1 == run.steps or bool(stopped)
-            if last or (step + 1) % run.save_every == 0:
-                _require_finite(run, pending)
-                checkpoints.save(state, facts | {"consumed": dict(consumed)})
-            if last:
-                _report(run, pending, log, progress, rate, time.monotonic() - began)
+            state, metrics = step_fn(state, frozen, batch)
+            reporter.tell()
+            stopped = asked()  # by any process, and known to all of them at this step
+            watchdog.beat()
+            reporter.note(step, metrics | _skipped(consumed))
+            if stopped or step == run.steps or step % run.save_every == 0:
+                reporter.tell()  # or a run that goes on from here would lack a row
+                facts_now = {"consumed": _whole(consumed), "next_batch": step}
+                checkpoints.save(state, facts | facts_now)
             if stopped:
-                raise KeyboardInterrupt
-    folder = _finish(run, state, frozen_hash, consumed, manifest)
-    plot_loss(run.workdir)
+                raise KeyboardInterrupt(stopped, f"after step {step}, which is saved")
+    folder = run.workdir / "weights"
+    params = _on_host(state.params)
+    first_alone("weights", lambda: _finish(folder, run, params, frozen_hash, consumed, manifest))
     return folder
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are only noted, in the list given: the step is finished and saved first.
-
-    Raised inside a step they would leave a donated, dead state. The second one is not held back.
-    """
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: Any) -> None:
-        noted.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        restore()
-
-
 # What may change when a run goes on.
-FREE = ("workdir", "sharding", "log_every", "save_every", "decoding", "features")
+FREE = (
+    "workdir",
+    "sharding",
+    "log_every",
+    "save_every",
+    "watchdog_seconds",
+    "decoding",
+    "features",
+)
 
 
 def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
@@ -143,118 +132,115 @@ def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
     return json.loads(json.dumps(kept(config or {})).replace(str(workdir), "WORKDIR"))
 
 
-def prepare(run: Run, placement: Placement, tx: Any) -> tuple[TrainState, Tree]:
-    """The initial state and the frozen tree, both placed on the mesh."""
-    abstract = run.problem.abstract()
-    trainable, frozen = partition.split(nn.unbox(abstract), run.problem.trainable)
-    given = store.merge(*[store.load(folder)[0] for folder in run.start])
-    given = store.merge(given, copies(given, run.begin_as))
-    source = f"start={', '.join(run.start) or '(nothing)'}"
-    frozen_values = store.pick(given, frozen, source)
-    initial = run.problem.initialise(jax.random.key(run.seed))
-    values = store.flatten(store.pick(store.merge(initial, given), trainable, source))
-    where = store.flatten(placement.parameters(abstract))
-    params = {n: jax.device_put(x, where[n]) for n, x in values.items()}
-    fixed = {
-        n: jax.device_put(x.astype(run.problem.dtype), where[n])
-        for n, x in store.flatten(frozen_values).items()
-    }
-    state = make_state(store.unflatten(params), tx, jax.random.key(run.seed + 1))
-    return _replicate_rest(state, placement), store.unflatten(fixed)
-
-
-def copies(given: Tree, begin_as: tuple[tuple[str, str], ...]) -> Tree:
-    """The arrays under each pair's second prefix, named as under its first."""
-    found: dict[str, Any] = {}
-    for new, old in begin_as:
-        named = {n: x for n, x in store.flatten(given).items() if n.startswith(old)}
-        if not named:
-            raise ValueError(f"begin_as: got {old!r}, expected a prefix of the start weights")
-        found |= {new + name.removeprefix(old): x for name, x in named.items()}
-    return store.unflatten(found)
-
-
-def _replicate_rest(state: TrainState, placement: Placement) -> TrainState:
-    """Counters and keys go to all devices; moments already lie where their parameters do."""
-
-    def place_one(x: jax.Array) -> jax.Array:
-        return x if x.ndim else jax.device_put(x, placement.replicated)
-
-    return jax.tree.map(place_one, state)
-
-
 def place(batch: HostBatch, placement: Placement) -> dict[str, jax.Array]:
-    """Puts this host's rows onto the mesh: global arrays, split over the data axes."""
-    hosts = jax.process_count()
-    shapes = {n: (x.shape[0] * hosts, *x.shape[1:]) for n, x in batch.items()}
-    where = placement.batch({n: jax.ShapeDtypeStruct(s, batch[n].dtype) for n, s in shapes.items()})
-    return {
-        n: jax.make_array_from_process_local_data(where[n], x, shapes[n]) for n, x in batch.items()
-    }
+    """Puts this process's rows onto the mesh: global arrays, split over the data axes."""
+    index, count = placement.host
+
+    def one(x: np.ndarray) -> jax.Array:
+        rows, first = len(x) * count, len(x) * index
+        where = placement.batch(jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype))
+
+        def held(part: tuple[slice, ...]) -> np.ndarray:
+            begin, end, _ = part[0].indices(rows)
+            if begin < first or end > first + len(x):
+                raise ValueError(
+                    f"batch_size: got {rows}, which sharding {placement.strategy.name} can't split "
+                    f"over its {placement.mesh.size} devices; expected a multiple of the data axes"
+                )
+            return x[(slice(begin - first, end - first), *part[1:])]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), where, held)
+
+    return {name: one(x) for name, x in batch.items()}
 
 
-def _count(source: str, batch: HostBatch) -> dict[str, int]:
-    """This host's examples a field and a source: what a run has seen, and what it could not."""
+def _count(source: str, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """All processes' examples a field and a source: what a run has seen, and what it could not."""
     size = len(next(iter(batch.values())))
-    counts = {f"source/{source}": size} | {f"field/{name}": size for name in batch}
+    counts: dict[str, Any] = {f"source/{source}": size} | {f"field/{name}": size for name in batch}
     if "missing" in batch:
         del counts["field/missing"]
-        counts[f"skipped/{source}"] = int(batch["missing"].sum())
+        counts[f"skipped/{source}"] = batch["missing"].sum()  # not waited for
         counts[f"source/{source}"] -= counts[f"skipped/{source}"]
     return counts
 
 
-def _skipped(consumed: collections.Counter[str]) -> dict[str, int]:
+def _skipped(consumed: Mapping[str, Any]) -> dict[str, Any]:
     """Records so far that could not be read, where leaving them out was asked for."""
     skipped = [n for name, n in consumed.items() if name.startswith("skipped/")]
     return {"skipped": sum(skipped)} if skipped else {}
 
 
-def _report(
-    run: Run,
-    pending: Pending,
-    log: MetricsLog,
-    progress: Progress,
-    rate: Callable,
-    seconds: float,
-) -> None:
-    """Reads the metrics of the step before, while the device works on this one."""
-    step, metrics = pending
-    if step % run.log_every and step != run.steps:
-        return
-    _require_finite(run, pending)
-    values = {name: float(value) for name, value in metrics.items()}
-    row = {"step": step, **values, "lr": float(rate(step - 1)), "seconds": round(seconds, 2)}
-    log.write(row)
-    progress.show(step, f"loss {values['loss']:.4f}")
+def _whole(consumed: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(n) for name, n in sorted(consumed.items())}
 
 
-def _require_finite(run: Run, pending: Pending) -> None:
-    """Nothing that is not a number is ever written down as progress."""
-    step, metrics = pending
-    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if not np.isfinite([loss, norm]).all():
-        raise FloatingPointError(
-            f"{run.name}: loss is {loss}, gradient norm {norm} at step {step}; lower "
-            "--config.optimizer.peak_lr, or look at every step with --config.log_every=1"
+class Reporter:
+    """Tells of a step while the device works on the next one; of several processes the first."""
+
+    def __init__(self, run: Run):
+        self.run, self._rate = run, schedule(run.optimizer, run.steps)
+        self._pending: Pending | None = None
+
+    def begin(self, start: int) -> None:
+        """The run goes on after step ``start``."""
+        self._log = MetricsLog(self.run.workdir, start) if is_first() else None
+        self._progress = Progress(self.run.name, self.run.steps, start)
+        self._began = time.monotonic()
+
+    def note(self, step: int, metrics: dict[str, Any]) -> None:
+        self._pending = step, metrics
+
+    def tell(self) -> None:
+        """Waits for the step that was noted, and tells of it if its turn has come; once."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        jax.block_until_ready(metrics)
+        logged = step % self.run.log_every == 0 or step == self.run.steps
+        if logged or step % self.run.save_every == 0:
+            self._require_finite(step, metrics)
+        if not logged or self._log is None:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        seconds = round(time.monotonic() - self._began, 2)
+        self._log.write(
+            {"step": step, **values, "lr": float(self._rate(step - 1))} | {"seconds": seconds}
         )
+        self._progress.show(step, f"loss {values['loss']:.4f}")
+
+    def _require_finite(self, step: int, metrics: dict[str, Any]) -> None:
+        """Nothing that is not a number is ever written down as progress."""
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not np.isfinite([loss, norm]).all():
+            raise FloatingPointError(
+                f"{self.run.name}: loss is {loss}, gradient norm {norm} at step {step}; lower "
+                "--config.optimizer.peak_lr, or look at every step with --config.log_every=1"
+            )
+
+
+def _on_host(params: Tree) -> Tree:
+    """The whole of each array, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(params)
+    return multihost_utils.process_allgather(params, tiled=True)
 
 
 def _finish(
+    folder: Path,
     run: Run,
-    state: TrainState,
+    params: Tree,
     frozen_hash: str,
     consumed: collections.Counter[str],
     manifest: dict[str, Any],
-) -> Path:
-    folder = run.workdir / "weights"
+) -> None:
     facts = {
         "run": run.name,
         "size": run.problem.size.name,
-        "step": int(state.step),
+        "step": run.steps,
         "seed": run.seed,
         "frozen": frozen_hash,
-        "consumed": dict(sorted(consumed.items())),
+        "consumed": _whole(consumed),
     }
-    store.save(folder, jax.device_get(state.params), manifest | facts)
-    return folder
+    store.save(folder, params, manifest | facts)
+    plot_loss(run.workdir)
