@@ -34,7 +34,7 @@ run() {
 need() {
   local name
   for name in "$@"; do
-    [ -n "${!name-}" ] || fail "$name: got nothing, expected it in the environment; see ${0%/*}/README.md"
+    [ -n "${!name-}" ] || fail "$name: got nothing, expected it in the environment; the first lines of $0 or of common.sh beside it say more"
   done
 }
 
