@@ -26,6 +26,7 @@ BEAM = ["apache-beam>=2.77"]  # to prepare data sets on an engine
 CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 DEV = ["pytest>=9", "ruff>=0.14", "mypy>=1.18", "chex>=0.1.92", "librosa>=0.11"]
+SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests
 
 setup(
     name="vljax",
@@ -43,7 +44,7 @@ setup(
         "beam": DATA + BEAM,
         "convert": CONVERT,
         "parity": PARITY,
-        "dev": DATA + CONVERT + DEV,
+        "dev": DATA + CONVERT + DEV + SCHEMAS,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },

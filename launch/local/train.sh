@@ -20,7 +20,7 @@ usage() {
 config=$1 workdir=$2
 shift 2
 
-processes=1 devices= gpu= dry=
+processes=1 devices='' gpu='' dry=''
 flags=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -64,10 +64,13 @@ done
 [ -z "$dry" ] || exit 0
 
 mkdir -p "$workdir/logs"
-pids=() stopping=
+pids=()
 set -m # a group for each process: Ctrl-C reaches them through this script alone
 for ((i = 0; i < processes; i++)); do
-  [ -z "$gpu" ] || export CUDA_VISIBLE_DEVICES=$(visible "$i")
+  if [ -n "$gpu" ]; then
+    CUDA_VISIBLE_DEVICES=$(visible "$i")
+    export CUDA_VISIBLE_DEVICES
+  fi
   "${command[@]}" --process "$i" >"$workdir/logs/process_$i.log" 2>&1 &
   pids+=($!)
 done
@@ -78,8 +81,8 @@ set +m
 tell_all() {
   for pid in "${pids[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null || true; done
 }
-trap 'stopping=1; tell_all TERM' TERM
-trap 'stopping=1; tell_all INT' INT
+trap 'tell_all TERM' TERM
+trap 'tell_all INT' INT
 trap 'tell_all KILL; kill "$tail" 2>/dev/null || true' EXIT
 
 code=0

@@ -1,4 +1,4 @@
-"""The job script on a real SLURM of one machine: found by itself, stopped, queued again, gone on."""
+"""The job script on a real SLURM of one machine: it is stopped, queued again, and goes on."""
 
 import json
 import os
