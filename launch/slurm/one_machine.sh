@@ -83,8 +83,9 @@ wait_until_idle() {
 }
 
 start() {
-  [ ! -e "$folder/slurm.conf" ] || { told "runs already" && return; }
   if [ -z "$dry" ]; then
+    if alive "$folder/slurmctld.pid"; then told "runs already" && return; fi
+    [ -z "$(ls -A "$folder" 2>/dev/null)" ] || fail "got $folder, expected an empty folder; stop clears one of ours"
     [ "$(id -u)" = 0 ] || fail "got user $(id -un), expected root"
     local program
     for program in munged slurmctld slurmd; do
@@ -104,6 +105,11 @@ start() {
   told "started"
 }
 
+# Whether the daemon of a file NAME.pid runs; the number may be another program's by now.
+alive() {
+  [ -e "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2>/dev/null)" = "$(basename "$1" .pid)" ]
+}
+
 told() {
   echo "# $1; next: export SLURM_CONF=$folder/slurm.conf"
 }
@@ -111,7 +117,7 @@ told() {
 stop() {
   [ -n "$dry" ] || [ -e "$folder/slurm.conf" ] || { echo "# nothing in $folder" && return; }
   export SLURM_CONF=$folder/slurm.conf
-  run scancel --full --signal=KILL --user="$(id -un)" || true
+  [ -z "$(squeue --noheader 2>/dev/null)" ] || run scancel --full --signal=KILL --user="$(id -un)" || true
   local name
   for name in slurmd slurmctld munged; do
     if [ -n "$dry" ]; then echo "kill \$(cat $folder/$name.pid)"; else end "$folder/$name.pid"; fi
@@ -121,10 +127,11 @@ stop() {
 
 end() {
   local id tries
-  id=$(cat "$1" 2>/dev/null) || return 0
-  kill "$id" 2>/dev/null || return 0
+  alive "$1" || return 0
+  id=$(cat "$1")
+  kill "$id"
   for tries in $(seq 100); do
-    kill -0 "$id" 2>/dev/null || return 0
+    alive "$1" || return 0
     sleep 0.1
   done
   echo "one_machine.sh: process $id of $1 did not end in $((tries / 10)) s; killed" >&2
