@@ -31,7 +31,7 @@ class WeightsError(ValueError):
     """Weights that are missing, damaged or do not fit; the sentence names both sides."""
 
 
-def flatten(tree: Tree) -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
     """Nested dicts -> {"a/b/c": leaf}."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in pairs}
@@ -286,7 +286,7 @@ class Stored:
         last = [max(end for _, end in one) for one in bounds]
         values = self.read(dtype, [slice(a, b) for a, b in zip(first, last, strict=True)])
 
-        def held(index: tuple[slice, ...]) -> np.ndarray:
+        def held(index: Any) -> np.ndarray:
             ends = [p.indices(n) for p, n in zip(index, self.shape, strict=True)]
             return values[
                 tuple(slice(a - o, b - o) for (a, b, _), o in zip(ends, first, strict=True))

@@ -83,9 +83,9 @@ tell_all() {
 }
 trap 'tell_all TERM' TERM
 trap 'tell_all INT' INT
-trap 'tell_all KILL; kill "$tail" 2>/dev/null || true' EXIT
+trap 'tell_all KILL; kill "$tail" $timer 2>/dev/null || true' EXIT
 
-code=0
+code=0 ending='' timer=''
 left=("${pids[@]}")
 while [ ${#left[@]} -gt 0 ]; do
   ended=0 finished=
@@ -95,8 +95,14 @@ while [ ${#left[@]} -gt 0 ]; do
   for pid in "${left[@]}"; do [ "$pid" = "$finished" ] || still+=("$pid"); done
   left=(${still[@]+"${still[@]}"})
   [ "$ended" = 0 ] || [ "$code" != 0 ] || code=$ended
-  # Those that are left wait for the one that is gone. One that was stopped waited for them.
-  if [ "$ended" != 0 ] && [ "$ended" != 143 ] && [ "$ended" != 130 ] && [ ${#left[@]} -gt 0 ]; then
+  # Those that are left may wait for the one that is gone for ever. Where it was stopped they were,
+  # too, and are about to end.
+  if [ "$ended" = 0 ] || [ ${#left[@]} = 0 ] || [ -n "$ending" ]; then continue; fi
+  ending=1
+  if [ "$ended" = 143 ] || [ "$ended" = 130 ]; then
+    (sleep 60 && tell_all KILL) &
+    timer=$!
+  else
     echo "$0: process $finished ended with $ended; the others are ended, see $workdir/logs" >&2
     tell_all KILL
   fi

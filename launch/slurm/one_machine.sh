@@ -105,9 +105,24 @@ start() {
   told "started"
 }
 
+jobs_run() {
+  [ -n "$(squeue --noheader --states=RUNNING,COMPLETING 2>/dev/null)" ]
+}
+
+# The daemons must not go before they have told the jobs to.
+wait_for_jobs() {
+  local tries
+  for tries in $(seq 120); do
+    jobs_run || return 0
+    sleep 0.5
+  done
+  echo "one_machine.sh: jobs did not end in $((tries / 2)) s; processes of theirs may be left" >&2
+}
+
 # Whether the daemon of a file NAME.pid runs; the number may be another program's by now.
 alive() {
-  [ -e "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2>/dev/null)" = "$(basename "$1" .pid)" ]
+  local id
+  id=$(cat "$1" 2>/dev/null) && [[ $(readlink "/proc/$id/exe") == */"$(basename "$1" .pid)"* ]]
 }
 
 told() {
@@ -117,7 +132,7 @@ told() {
 stop() {
   [ -n "$dry" ] || [ -e "$folder/slurm.conf" ] || { echo "# nothing in $folder" && return; }
   export SLURM_CONF=$folder/slurm.conf
-  [ -z "$(squeue --noheader 2>/dev/null)" ] || run scancel --full --signal=KILL --user="$(id -un)" || true
+  [ -n "$dry" ] || ! jobs_run || { run scancel --full --signal=KILL --user="$(id -un)" && wait_for_jobs; }
   local name
   for name in slurmd slurmctld munged; do
     if [ -n "$dry" ]; then echo "kill \$(cat $folder/$name.pid)"; else end "$folder/$name.pid"; fi

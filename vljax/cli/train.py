@@ -41,6 +41,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--print-parameters", action="store_true", help="print a table, then stop")
     parser.add_argument("--json", action="store_true", help="the table as JSON")
     processes.add_flags(parser)
+    parser.add_argument(
+        "--profile",
+        metavar="FROM:TO",
+        nargs="?",
+        const="3:6",
+        help="trace these steps, counted from where the command begins (3:6), to WORKDIR/profile",
+    )
     args, rest = parser.parse_known_args(argv)
     if not args.config:
         parser.error("name a config: --config=configs/tiny.py:stage=all")
@@ -49,9 +56,19 @@ def main(argv: Sequence[str]) -> None:
     if args.print_parameters:
         print_parameters(config, args.json)
     elif "stages" in config:
-        train_all(config)
+        train_all(config, steps_range(args.profile))
     else:
-        train_one(config)
+        train_one(config, steps_range(args.profile))
+
+
+def steps_range(told: str | None) -> tuple[int, int] | None:
+    """ "3:6" -> (3, 6). Raises ValueError for what is not two numbers."""
+    if told is None:
+        return None
+    first, _, last = told.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise ValueError(f"--profile: got {told!r}, expected FROM:TO, such as 3:6")
+    return int(first), int(last)
 
 
 def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
@@ -74,10 +91,10 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
     return read
 
 
-def train_one(config: ConfigDict) -> Path:
+def train_one(config: ConfigDict, profile: tuple[int, int] | None = None) -> Path:
     """Trains a config in its workdir; the tiny world's files are made if they are not there."""
     prepare_workdir(config)
-    run = make_run(config)
+    run = dataclasses.replace(make_run(config), profile=profile)
     encoders = encoder_hashes(config, run.start)
     sources = make_sources(config, run.problem.size, encoders)
 
@@ -85,13 +102,14 @@ def train_one(config: ConfigDict) -> Path:
         from vljax.data.pipeline import batches as pipeline
         from vljax.data.quarantine import Quarantine
 
+        host = Placement(run.strategy, make_mesh(run.strategy)).readers()
         return pipeline(
             sources,
             config.seed,
             config.steps,
             start,
             config.decoding.workers,
-            host=Placement(run.strategy, make_mesh(run.strategy)).host,
+            host=host,
             mixed=config.mixed,
             seconds=config.decoding.seconds,
             quarantine=Quarantine(run.workdir, jax.process_index()),
@@ -110,7 +128,7 @@ def prepare_workdir(config: ConfigDict) -> None:
         first_alone("world", lambda: ensure_world(config))
 
 
-def train_all(config: ConfigDict) -> None:
+def train_all(config: ConfigDict, profile: tuple[int, int] | None = None) -> None:
     """Each stage in a folder of its own, those that are done already skipped; then one model."""
     if not config.workdir:
         raise ValueError("--config.workdir: got nothing, expected a folder for all stages")
@@ -123,7 +141,7 @@ def train_all(config: ConfigDict) -> None:
             if is_first():
                 print(f"{name}: done already, in {root / name}", file=sys.stderr)
             continue
-        train_one(stage)
+        train_one(stage, profile)
     first_alone("export", lambda: print(export(config, root)))
 
 
@@ -213,6 +231,8 @@ def live_problem(config: ConfigDict) -> Problem:
         trainable=tuple(config.trainable),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        accumulate=config.accumulate,
+        frame_chunk=config.frame_chunk,
     )
 
 
@@ -240,6 +260,8 @@ def with_decoder_of(size: VideoLlamaSize, folders: Sequence[str]) -> VideoLlamaS
 
 
 def make_run(config: ConfigDict) -> Run:
+    from vljax.data.pipeline import TextSpec
+
     workdir = Path(config.workdir)
     start = tuple(str(workdir / folder) for folder in config.start)
     problem = make_problem(config)
@@ -256,6 +278,8 @@ def make_run(config: ConfigDict) -> Run:
         save_every=config.save_every,
         log_every=config.log_every,
         watchdog_seconds=config.watchdog_seconds,
+        batch_sizes=tuple((name, s.batch_size) for name, s in config.sources.items()),
+        lengths=TextSpec.lengths,
     )
 
 

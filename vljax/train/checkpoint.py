@@ -100,7 +100,7 @@ class Checkpoints:
 def last_whole(folder: Path) -> int:
     """The last step whose checkpoint is whole, or NONE, or ALL_BAD; later ones are put aside."""
     steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), reverse=True)
-    bad = []
+    bad: list[Path] = []
     for step in steps:
         reason = fault(folder / str(step))
         if reason is None:

@@ -1,9 +1,9 @@
 """The one loop of every stage and branch; what differs between them is in the ``Run``."""
 
 import collections
+import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vljax import store
-from vljax.progress import Progress
-from vljax.sharding.mesh import make_mesh
+from vljax.sharding.mesh import by_slice, make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.processes import Vote, first_alone, is_first
 from vljax.sharding.strategy import Strategy
 from vljax.store import Tree
 from vljax.train.checkpoint import Checkpoints
-from vljax.train.metrics import MetricsLog, plot_loss
+from vljax.train.legality import require_legal
+from vljax.train.metrics import plot_loss
 from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from vljax.train.profiling import Profiler
+from vljax.train.report import Pending, Report
+from vljax.train.speed import Speed
 from vljax.train.start import prepare
 from vljax.train.step import Problem, make_train_step
 from vljax.train.watch import Watchdog, stop_signals
 
 HostBatch = dict[str, np.ndarray]
-Pending = tuple[int, dict[str, Any]]  # a step's number and metrics, not yet read
 Batches = Callable[[int], Iterator[tuple[str, HostBatch]]]  # from a step on: (source, batch)
 
 
@@ -39,6 +41,8 @@ class Run:
     if it is trainable and an error if it is frozen. ``begin_as``: pairs of slash prefixes; what
     lies under the first begins as a copy of what the start weights hold under the second.
     ``watchdog_seconds``: how long a step may take, see ``Watchdog``; 0 for ever.
+    ``batch_sizes`` of the sources, and ``lengths`` that a row's tokens may have: what is known of
+    the batches before the first one, to be checked against the mesh.
     """
 
     name: str
@@ -53,6 +57,9 @@ class Run:
     save_every: int = 1000
     log_every: int = 10
     watchdog_seconds: float = 0.0
+    batch_sizes: tuple[tuple[str, int], ...] = ()
+    lengths: tuple[int, ...] = ()
+    profile: tuple[int, int] | None = None  # from which step to which, where this command begins
 
 
 def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
@@ -64,6 +71,7 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
 
     Raises KeyboardInterrupt(signal, text) when stopped, after the step is saved.
     """
+    require_legal_here(run)
     run.workdir.mkdir(parents=True, exist_ok=True)
     placement = Placement(run.strategy, make_mesh(run.strategy))
     tx = make_optimizer(run.optimizer, run.steps)
@@ -71,14 +79,11 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
         run.problem, run.start, run.begin_as, run.seed, placement, tx
     )
     step_fn = make_train_step(run.problem, tx, placement, state)
-    vote, reporter = Vote(placement.mesh), Reporter(run)
+    vote = Vote(placement.mesh)
     consumed: collections.Counter[str] = collections.Counter()
-    stacks = run.workdir / f"stacks_{jax.process_index()}.txt"
-    with (
-        Checkpoints(run.workdir / "checkpoints") as checkpoints,
-        stop_signals() as signals,
-        Watchdog(run.watchdog_seconds, stacks) as watchdog,
-    ):
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints"))
+        signals = stack.enter_context(stop_signals())
         facts = {"frozen": frozen_hash, "config": comparable(manifest.get("config"), run.workdir)}
         facts |= {"encoders": manifest["encoders"]} if "encoders" in manifest else {}
         restored = checkpoints.restore(state, facts)
@@ -86,21 +91,33 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
             state, meta = restored
             consumed.update(meta["consumed"])
         start = int(state.step)
-        reporter.begin(start)
-        for step, (source, host_batch) in enumerate(batches(start), start + 1):
+        report = stack.enter_context(make_report(run, start, list(placement.mesh.devices.flat)))
+        profiler = stack.enter_context(
+            Profiler(run.workdir / "profile", run.profile, run.steps - start)
+        )
+        stacks = run.workdir / f"stacks_{jax.process_index()}.txt"
+        watchdog = stack.enter_context(Watchdog(run.watchdog_seconds, stacks))
+        pending: Pending | None = None
+        for step, (source, batch) in enumerate(batches(start), start + 1):
             asked = vote.cast(max(signals, default=0))
-            batch = place(host_batch, placement)
-            consumed.update(_count(source, batch))
-            batch.pop("missing", None)  # counted; the device has no use for it
-            state, metrics = step_fn(state, frozen, batch)
-            reporter.tell()
+            placed = place(batch, placement)
+            consumed.update(_count(source, placed))
+            placed.pop("missing", None)  # counted; the step has no use for it
+            profiler.before(step - 1 - start)
+            state, metrics = step_fn(state, frozen, placed)
+            profiler.after(step - 1 - start, metrics)
+            if pending is not None:
+                jax.block_until_ready(pending.metrics)  # no more than two steps are under way
+                report(pending)
             stopped = asked()  # by any process, and known to all of them at this step
             watchdog.beat()
-            reporter.note(step, metrics | _skipped(consumed))
+            pending = Pending(step, metrics | _seen(consumed), report.speed.work(placed))
             if stopped or step == run.steps or step % run.save_every == 0:
-                reporter.tell()  # or a run that goes on from here would lack a row
-                facts_now = {"consumed": _whole(consumed), "next_batch": step}
-                checkpoints.save(state, facts | facts_now)
+                report.require_finite(pending)
+                report(pending)  # before the step is saved: its row would be missing after a kill
+                pending = None
+                seen = {"consumed": _whole(consumed), "next_batch": step}
+                checkpoints.save(state, facts | seen)
             if stopped:
                 raise KeyboardInterrupt(stopped, f"after step {step}, which is saved")
     folder = run.workdir / "weights"
@@ -109,10 +126,31 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     return folder
 
 
+def make_report(run: Run, start: int, devices: list[jax.Device]) -> Report:
+    rate, speed = schedule(run.optimizer, run.steps), Speed(run.problem, devices)
+    writes = is_first()
+    return Report(run.name, run.workdir, start, run.steps, run.log_every, rate, speed, writes)
+
+
+def require_legal_here(run: Run) -> None:
+    """Raises ValueError where the run does not fit on a mesh of the devices there are."""
+    require_legal(
+        run.problem,
+        run.strategy,
+        jax.device_count(),
+        slices=len(by_slice(run.strategy, jax.devices())),
+        batch_sizes=dict(run.batch_sizes),
+        lengths=run.lengths,
+    )
+
+
 # What may change when a run goes on.
 FREE = (
     "workdir",
     "sharding",
+    "remat",
+    "accumulate",
+    "frame_chunk",
     "log_every",
     "save_every",
     "watchdog_seconds",
@@ -133,25 +171,16 @@ def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
 
 
 def place(batch: HostBatch, placement: Placement) -> dict[str, jax.Array]:
-    """Puts this process's rows onto the mesh: global arrays, split over the data axes."""
-    index, count = placement.host
+    """Puts this host's rows onto the mesh: global arrays, split over the data axes.
 
-    def one(x: np.ndarray) -> jax.Array:
-        rows, first = len(x) * count, len(x) * index
-        where = placement.batch(jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype))
-
-        def held(part: tuple[slice, ...]) -> np.ndarray:
-            begin, end, _ = part[0].indices(rows)
-            if begin < first or end > first + len(x):
-                raise ValueError(
-                    f"batch_size: got {rows}, which sharding {placement.strategy.name} can't split "
-                    f"over its {placement.mesh.size} devices; expected a multiple of the data axes"
-                )
-            return x[(slice(begin - first, end - first), *part[1:])]
-
-        return jax.make_array_from_callback((rows, *x.shape[1:]), where, held)
-
-    return {name: one(x) for name, x in batch.items()}
+    The rows are those of its ``placement.readers()``.
+    """
+    hosts = placement.readers()[1]
+    shapes = {n: (x.shape[0] * hosts, *x.shape[1:]) for n, x in batch.items()}
+    where = placement.batch({n: jax.ShapeDtypeStruct(s, batch[n].dtype) for n, s in shapes.items()})
+    return {
+        n: jax.make_array_from_process_local_data(where[n], x, shapes[n]) for n, x in batch.items()
+    }
 
 
 def _count(source: str, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
@@ -165,58 +194,18 @@ def _count(source: str, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
     return counts
 
 
-def _skipped(consumed: Mapping[str, Any]) -> dict[str, Any]:
-    """Records so far that could not be read, where leaving them out was asked for."""
-    skipped = [n for name, n in consumed.items() if name.startswith("skipped/")]
-    return {"skipped": sum(skipped)} if skipped else {}
+def _seen(consumed: Mapping[str, Any]) -> dict[str, Any]:
+    """Samples so far; and records that could not be read, where leaving them out was asked for."""
+    counts = {
+        kind: [n for name, n in consumed.items() if name.startswith(f"{kind}/")]
+        for kind in ("source", "skipped")
+    }
+    seen = {"samples": sum(counts["source"])}
+    return seen | ({"skipped": sum(counts["skipped"])} if counts["skipped"] else {})
 
 
 def _whole(consumed: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(n) for name, n in sorted(consumed.items())}
-
-
-class Reporter:
-    """Tells of a step while the device works on the next one; of several processes the first."""
-
-    def __init__(self, run: Run):
-        self.run, self._rate = run, schedule(run.optimizer, run.steps)
-        self._pending: Pending | None = None
-
-    def begin(self, start: int) -> None:
-        """The run goes on after step ``start``."""
-        self._log = MetricsLog(self.run.workdir, start) if is_first() else None
-        self._progress = Progress(self.run.name, self.run.steps, start)
-        self._began = time.monotonic()
-
-    def note(self, step: int, metrics: dict[str, Any]) -> None:
-        self._pending = step, metrics
-
-    def tell(self) -> None:
-        """Waits for the step that was noted, and tells of it if its turn has come; once."""
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        jax.block_until_ready(metrics)
-        logged = step % self.run.log_every == 0 or step == self.run.steps
-        if logged or step % self.run.save_every == 0:
-            self._require_finite(step, metrics)
-        if not logged or self._log is None:
-            return
-        values = {name: float(value) for name, value in metrics.items()}
-        seconds = round(time.monotonic() - self._began, 2)
-        self._log.write(
-            {"step": step, **values, "lr": float(self._rate(step - 1))} | {"seconds": seconds}
-        )
-        self._progress.show(step, f"loss {values['loss']:.4f}")
-
-    def _require_finite(self, step: int, metrics: dict[str, Any]) -> None:
-        """Nothing that is not a number is ever written down as progress."""
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not np.isfinite([loss, norm]).all():
-            raise FloatingPointError(
-                f"{self.run.name}: loss is {loss}, gradient norm {norm} at step {step}; lower "
-                "--config.optimizer.peak_lr, or look at every step with --config.log_every=1"
-            )
 
 
 def _on_host(params: Tree) -> Tree:

@@ -60,6 +60,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
+            faulthandler.dump_traceback_later(FIRST * self._seconds + GRACE, exit=True)
             self._thread.start()
         return self
 
