@@ -1,1 +1,1 @@
-"""Measurements of what runs here: speed beside the same work done by others."""
+"""What a step costs and how fast things go here, beside the same work done by others."""

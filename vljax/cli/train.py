@@ -303,7 +303,8 @@ def with_features(source: Any, folder: str, encoders: Mapping[str, str]) -> Any:
 
     if not folder:
         return source
-    found = find_features(Path(folder), encoders, source.name, source.records, source.frames)
+    skip = source.on_bad == "skip"
+    found = find_features(Path(folder), encoders, source.name, source.records, source.frames, skip)
     return dataclasses.replace(source, features=found)
 
 
