@@ -15,6 +15,7 @@ VERBS = {
     "convert": "turn published weights into a folder of ours, or back",
     "parity": "compare with the original's numbers",
     "data": "check, preview or prepare a data set",
+    "bench": "measure speed",
     "make-world": "write a tiny world of clips to learn from",
 }
 

@@ -231,6 +231,7 @@ def live_problem(config: ConfigDict) -> Problem:
         trainable=tuple(config.trainable),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        attention=config.attention,
         accumulate=config.accumulate,
         frame_chunk=config.frame_chunk,
     )
@@ -301,7 +302,8 @@ def with_features(source: Any, folder: str, encoders: Mapping[str, str]) -> Any:
 
     if not folder:
         return source
-    found = find_features(Path(folder), encoders, source.name, source.records, source.frames)
+    skip = source.on_bad == "skip"
+    found = find_features(Path(folder), encoders, source.name, source.records, source.frames, skip)
     return dataclasses.replace(source, features=found)
 
 

@@ -18,7 +18,7 @@ from vljax import store
 from vljax.data.decode_worker import Decoders
 from vljax.data.features import FeaturesError, Writer
 from vljax.data.quarantine import BAD, reason
-from vljax.data.views import Item, Loaded, load
+from vljax.data.views import Item, Loaded, Unreadable, identify, load
 from vljax.models.sizes import VideoLlamaSize
 from vljax.models.video_llama import VideoLlama
 from vljax.progress import Progress
@@ -167,8 +167,9 @@ def encode(
 
     with stop_signals() as stopped, contextlib.closing(_read_ahead(todo, workers, seconds)) as read:
         for done, (item, loaded) in enumerate(read, len(items) - len(todo) + 1):
-            if isinstance(loaded, Exception):
-                bad.append((item, reason(loaded)))
+            if isinstance(loaded, Unreadable):
+                bad.append((item, loaded.reason))
+                _note_unreadable(item, loaded, writers)
             else:
                 if sum(len(x.array) for _, x in waiting) + len(loaded.array) > batch:
                     flush()
@@ -186,7 +187,7 @@ def encode(
 
 def _read_ahead(
     items: Sequence[Item], workers: int, seconds: float
-) -> Generator[tuple[Item, Loaded | Exception], None, None]:
+) -> Generator[tuple[Item, Loaded | Unreadable], None, None]:
     """Items in order with what is in their files, a few of them decoded ahead."""
     with Decoders(workers, seconds) as decoders:
         left = iter(items)
@@ -197,7 +198,23 @@ def _read_ahead(
             try:
                 yield item, future.result()
             except BAD as error:
-                yield item, error
+                yield item, _unreadable(item, error, decoders)
+
+
+def _unreadable(item: Item, error: Exception, decoders: Decoders) -> Unreadable:
+    try:
+        media, stamp = decoders.submit(identify, item.path).result()
+        return Unreadable(media, stamp, reason(error))
+    except BAD:  # not even its bytes
+        return Unreadable(None, (0, 0), reason(error))
+
+
+def _note_unreadable(item: Item, found: Unreadable, writers: Mapping[str, Writer]) -> None:
+    if found.media is None or item.path is None:
+        return
+    for writer in writers.values():
+        writer.note(item.path, found.stamp, found.media)
+        writer.refuse(found.media, item.view, found.reason)
 
 
 def _encode_group(

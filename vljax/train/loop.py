@@ -149,6 +149,7 @@ FREE = (
     "workdir",
     "sharding",
     "remat",
+    "attention",
     "accumulate",
     "frame_chunk",
     "log_every",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from vljax.models.sizes import VideoLlamaSize
+from vljax.nn.attention import attending
 from vljax.nn.layers import constraining
 from vljax.nn.stack import REMAT
 from vljax.sharding.placement import Placement
@@ -47,6 +48,7 @@ class Problem:
     trainable: tuple[str, ...]
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: str = "xla"
     accumulate: int = 1
     frame_chunk: int = 0
 
@@ -64,8 +66,9 @@ class Problem:
                 "mean over rows"
             )
 
-    def without_remat(self) -> "Problem":
-        return dataclasses.replace(self, remat="none")
+    def plain(self) -> "Problem":
+        """The same loss with nothing made again and no fused kernel, to be counted."""
+        return dataclasses.replace(self, remat="none", attention="xla")
 
     def abstract(self) -> Tree:
         """The abstract parameter tree, boxed with logical axes: what the loss touches, no more."""
@@ -93,12 +96,13 @@ class Problem:
     def loss(self, params: Tree, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict]:
         module = self._module()
         dropout, noise = jax.random.split(rng)
-        out: Any = module.apply(
-            {"params": params},
-            batch,
-            method=self.objective.method,
-            rngs={"dropout": dropout, "noise": noise},
-        )
+        with attending(self.attention):
+            out: Any = module.apply(
+                {"params": params},
+                batch,
+                method=self.objective.method,
+                rngs={"dropout": dropout, "noise": noise},
+            )
         return out
 
 
