@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import ml_dtypes
 import numpy as np
@@ -20,6 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.cli.small import SIZE, random_weights
 from vljax import store
 from vljax.cli import main as cli
 from vljax.cli.train import encoder_hashes, make_run, make_sources, train_one
@@ -27,26 +26,11 @@ from vljax.config import AUDIO, VISION, default, source
 from vljax.data.features import Store
 from vljax.data.quarantine import Quarantine, Reader
 from vljax.data.world.files import write_clip
-from vljax.models.sizes import TINY, ImageBindSize, QFormerSize
-from vljax.models.video_llama import abstract_parameters
 
 ROOT = Path(__file__).parent.parent.parent
 TOKENIZER = ROOT / "tests" / "golden" / "tokenizer.model"
 CLIPS, IMAGES = 14, 8
 VIEWS = CLIPS + IMAGES + 1  # with the black frame
-SIZE = dataclasses.replace(
-    TINY,
-    llama=dataclasses.replace(TINY.llama, vocab=430, width=32, depth=1, mlp=32),
-    vit=dataclasses.replace(TINY.vit, image=16, width=16, depth=1, mlp=16),
-    qformer=QFormerSize(2, 1, 16, width=16, heads=2, mlp=16),
-    video_qformer=QFormerSize(8, 1, 16, width=16, heads=2, mlp=16),
-    audio_qformer=QFormerSize(8, 1, 8, width=16, heads=2, mlp=16),
-    imagebind=ImageBindSize(
-        vision=dataclasses.replace(TINY.imagebind.vision, image=16, width=16, depth=1, mlp=16),
-        sound=dataclasses.replace(TINY.imagebind.sound, width=16, depth=1, heads=2, mlp=16),
-        out=8,
-    ),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -86,18 +70,7 @@ def media(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> list[Path]:
     """Two models of the same shapes; their sights differ and their sounds do not."""
-    shapes = store.flatten(nn.unbox(abstract_parameters(SIZE)))
-    folders = []
-    for seed in (0, 1):
-        rng, same = np.random.default_rng(seed), np.random.default_rng(7)
-        values = {
-            n: (same if "sound" in n else rng).normal(0, 0.1, x.shape).astype(np.float32)
-            for n, x in shapes.items()
-        }
-        folder = tmp_path_factory.mktemp("weights")
-        store.save(folder, store.unflatten(values), {})
-        folders.append(folder)
-    return folders
+    return [random_weights(tmp_path_factory.mktemp("weights"), seed) for seed in (0, 1)]
 
 
 @pytest.fixture
@@ -471,7 +444,7 @@ def test_killed_and_given_again(make, encode, tmp_path, opened):
 ENCODE = """
 import json, sys
 from ml_collections import ConfigDict
-from tests.cli.test_encode import SIZE
+from tests.cli.small import SIZE
 from vljax.cli import main, train
 
 train.video_llama_size = lambda size, llm: SIZE

@@ -39,9 +39,10 @@ def test_int4_is_nearer_than_plain_rounding(kernel):
     x = grouped(kernel)
     low, step = x.min(1, keepdims=True), np.ptp(x, axis=1, keepdims=True) / 15
     plain = np.round((x - low) / np.where(step == 0, 1, step)) * step + low
+    plain = ((plain - x) ** 2).sum(1)
     error = ((grouped(quant.dequantise(quant.quantise(kernel, INT4))) - x) ** 2).sum(1)
-    assert (error <= ((plain - x) ** 2).sum(1) * 1.02).all()  # 1.02: scales are bfloat16
-    assert error.sum() < 0.9 * ((plain - x) ** 2).sum()
+    assert (error <= plain * 1.02).all()  # 1.02: scales are bfloat16
+    assert np.mean(error[plain > 0] / plain[plain > 0]) < 0.9
 
 
 def test_numbers_on_a_grid_come_back():
@@ -81,9 +82,9 @@ def test_integers_take_their_bits(name, bits):
     assert memory.argument_size_in_bytes == 4096 * 64 * bits // 8
 
 
-def test_groups_that_do_not_fill_a_column():
-    with pytest.raises(ValueError, match="int4: got a kernel of 100 rows, expected groups of 32"):
-        quant.quantise(np.ones((100, 4)), INT4)
+def test_groups_are_smaller_where_they_would_not_fill_a_column():
+    shapes = {rows: quant.shapes((3, rows, 8), INT4)["scale"].shape for rows in (256, 352, 32)}
+    assert shapes == {256: (3, 4, 8), 352: (3, 11, 8), 32: (3, 1, 8)}
 
 
 @pytest.mark.parametrize("name", FORMATS)

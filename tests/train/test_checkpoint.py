@@ -1,18 +1,25 @@
 """Checkpoints: what is damaged is found out and left out."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from vljax.config import VISION
+from vljax.models.sizes import TINY, VideoLlamaSize, video_llama_size
 from vljax.store import WeightsError
+from vljax.train import partition
 from vljax.train.checkpoint import Checkpoints, checksum, checksum_on_host
-from vljax.train.step import TrainState, make_state
+from vljax.train.objectives import make_objective
+from vljax.train.optimizer import OptimizerConfig, make_optimizer
+from vljax.train.step import Problem, TrainState, make_state
 
 FACTS = {"frozen": "abc"}
 
@@ -131,3 +138,35 @@ def test_checksums_are_of_every_bit_and_its_place(shape, dtype):
             bits[place] ^= 1 << bit
     if x.size > 1:
         assert int(checksum_on_host(x[::-1].copy())) != whole
+
+
+def vision_state(size: VideoLlamaSize) -> TrainState:
+    """Abstract: what a run of the vision stage keeps."""
+    problem = Problem(size, make_objective("vision"), VISION)
+    trainable, _ = partition.split(nn.unbox(problem.abstract()), VISION)
+    make = functools.partial(make_state, tx=make_optimizer(OptimizerConfig(), 10))
+    return jax.eval_shape(lambda params: make(params, rng=jax.random.key(0)), trainable)
+
+
+def size_in_bytes(tree: object) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def test_a_checkpoint_of_7b_holds_nothing_frozen():
+    assert size_in_bytes(vision_state(video_llama_size("7b"))) < 300e6
+
+
+def test_a_checkpoint_of_tiny_is_less_than_three_times_its_trainables(tmp_path):
+    """On the disk, where even noise is packed a little: trainables and two moments of each."""
+    abstract = vision_state(TINY)
+    rng = np.random.default_rng(0)
+
+    def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(rng.normal(size=x.shape), x.dtype)
+
+    params, opt_state = (jax.tree.map(draw, t) for t in (abstract.params, abstract.opt_state))
+    state = TrainState(jnp.int32(1), params, opt_state, jax.random.key(0))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state, FACTS)
+    written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    assert 2 < written / size_in_bytes(params) < 3

@@ -73,6 +73,7 @@ def train(problem, params, batches, name="dp", devices=1):
     tx = make_optimizer(RATES, 5)
     state = make_state(trainable, tx, jax.random.key(1))
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, placement.replicated), state)
+    frozen = problem.lay_out(frozen)
     step = make_train_step(problem, tx, placement, state)
     metrics = []
     for batch in batches:
@@ -113,6 +114,19 @@ def test_metrics_and_the_count_of_steps(trained):
     assert int(state.step) == len(metrics) == 50
     assert all(set(row) == {"loss", "grad_norm", "token_accuracy"} for row in metrics)
     assert all(np.isfinite(list(row.values())).all() for row in metrics)
+
+
+def test_layers_one_by_one_give_the_same_losses(problem, initial, media_batch):
+    """And what is frozen comes back from its single layers as it was stacked."""
+    one_by_one = dataclasses.replace(problem("vision"), unroll=True)
+    batches = [media_batch(i) for i in range(5)]
+    _, _, reference = train(problem("vision"), initial("vision"), batches, "fsdp", 8)
+    _, frozen, metrics = train(one_by_one, initial("vision"), batches, "fsdp", 8)
+    losses = [[float(row["loss"]) for row in rows] for rows in (reference, metrics)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert frozen["llama"]["layers"]["mlp"]["up"]["kernel"]["1"].ndim == 2
+    _, kept = partition.split(initial("vision"), VISION)
+    assert content_hash(partition.restack(frozen)) == content_hash(kept)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ Both run in the worker processes that training decodes in, each worker on a core
 same clips, in rounds by turns: what else the machine does meets both. Medians of the rounds count.
 """
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -38,12 +39,11 @@ class Timing:
 
 
 class Pool:
-    """Workers on as many cores; they live through all rounds, so that no import is measured."""
+    """Workers with a core each; they live through all rounds, so that no import is measured."""
 
     def __init__(self, workers: int):
         self._cores = sorted(os.sched_getaffinity(0))[:workers]
-        self.decoders = Decoders(workers)
-        self._workers = workers
+        self.decoders, self.workers = Decoders(workers), workers
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
@@ -57,14 +57,17 @@ class Pool:
 
     def warm_up(self, job: Job) -> None:
         with self.pinned():
-            for future in [self.decoders.submit(*job) for _ in range(self._workers)]:
+            for future in [self.decoders.submit(*job) for _ in range(self.workers)]:
                 future.result()
+        for pid, core in zip(self.decoders.pids(), self._cores, strict=True):
+            os.sched_setaffinity(pid, {core})
 
     def run(self, jobs: Sequence[Job]) -> Timing:
         with self.pinned():
             cpu, wall = self._cpu(), time.monotonic()
-            for future in [self.decoders.submit(*job) for job in jobs]:
-                future.result()
+            futures = collections.deque(self.decoders.submit(*job) for job in jobs)
+            while futures:
+                futures.popleft().result()
             return Timing(len(jobs), time.monotonic() - wall, self._cpu() - cpu)
 
     def _cpu(self) -> float:
@@ -94,7 +97,7 @@ def measure(
 
     Args:
       paths: clips with sound. workers: numbers of worker processes to measure.
-      rounds: how often each is measured. jobs: clips read in each of the times.
+      rounds: how often each is measured. jobs: clips that a worker reads each time.
 
     Raises MediaError for a clip that cannot be read or is without sound, ValueError for more
     workers than there are cores.
@@ -108,7 +111,6 @@ def measure(
     makers: dict[str, Callable[[Path], Job]] = {"ours": our_job}
     if not original.missing():
         makers["original"] = lambda path: (original.load_and_drop, str(path))
-    chosen = [paths[i % len(paths)] for i in range(jobs)]
     timings: dict[tuple[str, int], list[Timing]] = {}
     floors = []
     with contextlib.ExitStack() as stack:
@@ -118,9 +120,9 @@ def measure(
             pool.warm_up(makers[name](paths[0]))
         one = pools["ours", workers[0]]
         for i in range(rounds):
-            for (name, n), pool in pools.items():
-                timing = pool.run([makers[name](path) for path in chosen])
-                timings.setdefault((name, n), []).append(timing)
+            for key, pool in pools.items():
+                turns = [makers[key[0]](paths[j % len(paths)]) for j in range(jobs * key[1])]
+                timings.setdefault(key, []).append(pool.run(turns))
             with one.pinned():
                 floors += [one.decoders.submit(decode_alone, str(p)).result() for p in paths]
             show(i + 1)

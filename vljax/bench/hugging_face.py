@@ -6,6 +6,7 @@ import resource
 from typing import Any
 
 from vljax.bench.train import PYTORCH, RATES, Case, Measurement, Step, make_batch, timed
+from vljax.models.eva_vit import MEAN, STD
 from vljax.models.sizes import LlamaSize, QFormerSize, ViTSize
 
 
@@ -52,7 +53,7 @@ def make_step(case: Case, device: str) -> Step:
     frames, tokens, labels, mask = (
         torch.from_numpy(batch[name]).to(device) for name in ("frames", "tokens", "labels", "mask")
     )
-    mean, std = (torch.tensor(x, device=device) for x in _clip_statistics())
+    mean, std = (torch.tensor(x, device=device) for x in (MEAN, STD))
     labels, tokens = labels.long(), torch.where(tokens < size.llama.vocab, tokens, 0).long()
     half: Any = contextlib.nullcontext()
     if device == "cuda":
@@ -154,9 +155,3 @@ def built(kind: Any, config: Any, device: str, dtype: Any) -> Any:
 
 def frozen(kind: tuple[Any, Any], device: str, dtype: Any) -> Any:
     return built(*kind, device, dtype).eval().requires_grad_(False)
-
-
-def _clip_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    from vljax.models.video_llama import MEAN, STD
-
-    return MEAN, STD

@@ -13,7 +13,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -51,6 +51,7 @@ class Case:
     frames: int = 8
     remat: str = "none"
     attention: str = "xla"
+    unroll: bool = False
 
     @property
     def model(self) -> VideoLlamaSize:
@@ -110,8 +111,9 @@ def compare(
 
         contenders.append((theirs, cases[0]))
     else:
-        say("torch or transformers is not installed, so ours is measured alone: pip install both")
+        say("torch or transformers is not installed, so ours is measured alone")
     found: list[list[Measurement]] = [[] for _ in contenders]
+    show(0, rounds * len(contenders))
     for turn in range(rounds):
         for i, (measure, case) in enumerate(contenders):
             if not (found[i] and found[i][-1].failed):
@@ -143,7 +145,8 @@ def _joined(results: list[Measurement]) -> Measurement:
 
 
 def _name(case: Case) -> str:
-    return f"remat {case.remat}, {case.attention} attention"
+    layers = "unrolled" if case.unroll else "scanned"
+    return f"remat {case.remat}, {case.attention} attention, {layers}"
 
 
 def timed(step: Step, steps: int) -> tuple[float, ...]:
@@ -184,7 +187,15 @@ def make_problem(case: Case, platform: str) -> Problem:
     """The vision stage's; half precision where there is an accelerator for it."""
     dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
     objective = make_objective("vision")
-    return Problem(case.model, objective, TRAINED, dtype, case.remat, case.attention)
+    return Problem(
+        case.model,
+        objective,
+        TRAINED,
+        dtype,
+        remat=case.remat,
+        attention=case.attention,
+        unroll=case.unroll,
+    )
 
 
 def make_batch(case: Case) -> dict[str, np.ndarray]:
@@ -206,7 +217,8 @@ def make_batch(case: Case) -> dict[str, np.ndarray]:
 
 def make_step(problem: Problem, batch: dict[str, np.ndarray], device: jax.Device) -> Step:
     placement = Placement(strategy("dp"), make_mesh(strategy("dp"), [device]))
-    trainable, frozen = random_parameters(problem, placement)
+    trainable, stacked = random_parameters(problem, placement)
+    frozen = problem.lay_out(stacked)
     tx = make_optimizer(RATES, 1000)
     state = make_state(trainable, tx, jax.random.key(1))
     state = jax.device_put(state, placement.replicated)
@@ -262,8 +274,14 @@ def memory_of(device: jax.Device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def all_of(remat: str, attention: str) -> Iterator[tuple[str, str]]:
-    """The pairs that the two flags name, "all" or names with commas. Raises ValueError."""
+LAYERS = {"scanned": False, "unrolled": True}
+
+
+def variants(remat: str, attention: str, layers: str) -> list[dict[str, Any]]:
+    """Fields of the cases that the three flags name, each "all" or names with commas.
+
+    Raises ValueError for a name that does not exist.
+    """
 
     def named(flag: str, told: str, known: Any) -> list[str]:
         names = [*known] if told == "all" else told.split(",")
@@ -272,9 +290,12 @@ def all_of(remat: str, attention: str) -> Iterator[tuple[str, str]]:
                 raise ValueError(f"--{flag}: got {name!r}, expected all or {', '.join(known)}")
         return names
 
-    for kernel in named("attention", attention, KERNELS):
-        for policy in named("remat", remat, REMAT):
-            yield policy, kernel
+    return [
+        {"remat": policy, "attention": kernel, "unroll": LAYERS[how]}
+        for kernel in named("attention", attention, KERNELS)
+        for how in named("loop", layers, LAYERS)
+        for policy in named("remat", remat, REMAT)
+    ]
 
 
 def require_sensible(case: Case, steps: int, rounds: int) -> None:

@@ -25,7 +25,7 @@ def data(argv: Sequence[str]) -> None:
     parser.add_argument("--make", type=int, default=4, metavar="N", help="how many are made")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many are told")
-    parser.add_argument("--jobs", type=int, default=24, help="clips read in a round")
+    parser.add_argument("--jobs", type=int, default=24, help="clips a worker reads in a round")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     for name in ("make", "rounds", "jobs"):
@@ -80,17 +80,17 @@ def train(argv: Sequence[str]) -> int:
     add("--frames", type=int, default=8, help="of a clip (8)")
     add("--remat", default="none", help="what is made again: all, or names with commas (none)")
     add("--attention", default="xla", help="all, or of xla and cudnn (xla)")
+    add("--loop", default="scanned", help="over layers: all, or of scanned and unrolled (scanned)")
     add("--steps", type=int, default=5, help="timed ones a round, after one that is not (5)")
     add("--rounds", type=int, default=2, help="turns of every contender (2)")
     add("--json", action="store_true")
     args = parser.parse_args(argv)
 
-    from vljax.bench.train import Case, all_of, compare, require_sensible, table
+    from vljax.bench.train import Case, compare, require_sensible, table, variants
     from vljax.progress import Progress
 
     numbers = {n: getattr(args, n) for n in ("size", "layers", "batch", "seq", "frames")}
-    pairs = all_of(args.remat, args.attention)
-    cases = [Case(**numbers, remat=remat, attention=kernel) for remat, kernel in pairs]
+    cases = [Case(**numbers, **v) for v in variants(args.remat, args.attention, args.loop)]
     require_sensible(cases[0], args.steps, args.rounds)
     line: list[Progress] = []
 

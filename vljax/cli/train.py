@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vljax import store
 from vljax.cli import processes
+from vljax.models import precision
 from vljax.models.sizes import VideoLlamaSize, own_size, size_of, video_llama_size
 from vljax.models.video_llama import abstract_parameters
 from vljax.sharding.mesh import make_mesh
@@ -232,8 +233,10 @@ def live_problem(config: ConfigDict) -> Problem:
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         attention=config.attention,
+        unroll=config.unroll,
         accumulate=config.accumulate,
         frame_chunk=config.frame_chunk,
+        formats=precision.formats(config.quantise, config.quantise_vit),
     )
 
 
@@ -360,15 +363,9 @@ def print_parameters(config: ConfigDict, as_json: bool) -> None:
 
 
 def parameter_table(config: ConfigDict) -> list[partition.Row]:
-    """Trainables counted in float32, what is frozen in the compute dtype."""
+    """Trainables in float32, what is frozen as it is held: in the compute dtype, or quantised."""
     problem = make_problem(config)
-    params = nn.unbox(problem.abstract())
-    trainable, frozen = partition.split(params, problem.trainable)
-
-    def cast(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, problem.dtype)
-
-    return partition.table(trainable, jax.tree.map(cast, frozen))
+    return partition.table(*partition.split(nn.unbox(problem.held()), problem.trainable))
 
 
 def table_json(rows: Sequence[partition.Row]) -> dict[str, Any]:

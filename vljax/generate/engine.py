@@ -213,11 +213,12 @@ def load_engine(
     wanted = {n: x for n, x in wanted.items() if not store.is_under(n, ONLY_TRAINING)}
     given = store.unflatten(store.stored(folder)[0])
     picked = store.flatten(store.pick(given, store.unflatten(wanted), str(folder)))
-    held = precision.held(store.unflatten(wanted), formats, dtype)
+    held = precision.held(store.unflatten(wanted), formats, dict.fromkeys(wanted, dtype))
     tell(precision.told(precision.weights_bytes(held), precision.free_bytes()))
+    importance = precision.importances(picked, size, formats)
     placed: dict[str, jax.Array] = {}
     for name, array in picked.items():  # one by one, so that no float model is held
-        placed |= jax.device_put(precision.read(name, array, formats, dtype))
+        placed |= jax.device_put(precision.read(name, array, formats, dtype, importance.get(name)))
     template = TEMPLATES[manifest["template"]]
     return Engine(size, store.unflatten(placed), tokenizer, template, dtype)
 

@@ -3,13 +3,15 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
+from vljax.models import calibrate
+from vljax.models.sizes import VideoLlamaSize
 from vljax.nn import quant
 from vljax.nn.quant import FORMATS, Format
 from vljax.store import Stored, Tree, flatten, unflatten
@@ -45,16 +47,30 @@ def form_of(name: str, formats: Formats) -> Format | None:
     return next((form for regex, form in formats if re.fullmatch(regex, name)), None)
 
 
-def held(tree: Tree, formats: Formats, dtype: Any = None) -> Tree:
-    """An abstract tree as it will be held: kernels with a format quantised, all else in ``dtype``.
+def require_frozen(formats: Formats, frozen: Iterable[str], trainable: Iterable[str]) -> None:
+    """Raises ValueError where a format is for what is trained, or for nothing there is."""
+    for name in trainable:
+        if form := form_of(name, formats):
+            raise ValueError(
+                f"quantise: {name} is trained, but only what is frozen can be {form.name}"
+            )
+    for regex, form in formats:
+        if regex != HEAD and not any(re.fullmatch(regex, name) for name in frozen):
+            raise ValueError(
+                f"quantise: {form.name} is asked for {regex}, of which nothing is used"
+            )
 
-    Leaves may be boxed with their logical axes; a scale then has its kernel's. Raises ValueError
-    for a kernel that its format does not fit.
+
+def held(tree: Tree, formats: Formats, dtypes: Mapping[str, Any]) -> Tree:
+    """An abstract tree as it will be held: kernels with a format quantised, others in ``dtypes``.
+
+    ``dtypes``: by slash name; what is not there stays as it is. Leaves may be boxed with their
+    logical axes; a scale then has its kernel's.
     """
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for part, x in _parts(name, nn.unbox(leaf), formats, dtype).items():
+        for part, x in _parts(name, nn.unbox(leaf), formats, dtypes.get(name)).items():
             found[part] = leaf.replace_boxed(x) if _is_box(leaf) else x
     return unflatten(found)
 
@@ -67,10 +83,17 @@ def _parts(name: str, x: Any, formats: Formats, dtype: Any) -> dict[str, jax.Sha
     form = form_of(name, formats)
     if form is None:
         return {name: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)}
-    try:
-        return {f"{name}/{part}": y for part, y in quant.shapes(x.shape, form).items()}
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}; quantise to int8, or not at all") from error
+    return {f"{name}/{part}": y for part, y in quant.shapes(x.shape, form).items()}
+
+
+def importances(
+    arrays: Mapping[str, Stored], size: VideoLlamaSize, formats: Formats
+) -> dict[str, np.ndarray]:
+    """What ``read`` needs to know of kernels that are held in groups; nothing where none is."""
+    forms = [form_of(name, formats) for name in arrays]
+    if not any(form and form.group for form in forms):
+        return {}
+    return calibrate.importances(arrays, size.llama)
 
 
 def read(
@@ -97,12 +120,16 @@ def weights_bytes(tree: Tree) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     for name, x in flatten(tree).items():
-        where = getattr(x, "sharding", None)
-        shape = x.shape if where is None else where.shard_shape(x.shape)
-        bits = math.prod(shape) * jax.dtypes.itemsize_bits(x.dtype)
         part = name.partition("/")[0]
-        sizes[part] = sizes.get(part, 0) + -(-bits // 8)
+        sizes[part] = sizes.get(part, 0) + array_bytes(x)
     return sizes
+
+
+def array_bytes(x: Any) -> int:
+    """What an array or an abstract one takes on one device."""
+    where = getattr(x, "sharding", None)
+    shape = x.shape if where is None else where.shard_shape(x.shape)
+    return -(-math.prod(shape) * jax.dtypes.itemsize_bits(x.dtype) // 8)
 
 
 def free_bytes() -> int | None:

@@ -11,6 +11,7 @@ and stands for ``integer * scale (+ middle)``. ``int4`` takes four bits on every
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,21 +42,21 @@ class Format:
         return (self.name, jnp.dtype(self.name)), ("scale", fine), ("middle", fine)
 
 
-FORMATS = {"int8": Format("int8", 8), "int4": Format("int4", 4, 32)}
+FORMATS = {"int8": Format("int8", 8), "int4": Format("int4", 4, 64)}
 SHRINKS = (1.0, 0.9, 0.8)  # of a group's range, to begin with: its outermost numbers may be cut
 REFITS = 3
 TINY = 1e-12  # so that inputs that are always zero leave a mean to be taken
 
 
-def shapes(shape: tuple[int, ...], form: Format) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a kernel of ``shape`` [..., in, out] becomes.
+def group_size(rows: int, form: Format) -> int:
+    """How many of a column's rows share a scale: as many of a ``form.group`` as divide them."""
+    return math.gcd(rows, form.group)  # of 0: rows
 
-    Raises ValueError where groups do not fill it.
-    """
+
+def shapes(shape: tuple[int, ...], form: Format) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a kernel of ``shape`` [..., in, out] becomes."""
     *lead, rows, columns = shape
-    if rows % (form.group or rows):
-        raise ValueError(f"{form.name}: got a kernel of {rows} rows, expected groups of {form.group}")
-    groups = rows // (form.group or rows)
+    groups = rows // group_size(rows, form)
     (integers, dtype), *rest = form.parts
     fine = {name: jax.ShapeDtypeStruct((*lead, groups, columns), kind) for name, kind in rest}
     return {integers: jax.ShapeDtypeStruct(shape, dtype)} | fine
@@ -67,7 +68,6 @@ def quantise(kernel: jax.Array, form: Format, importance: jax.Array | None = Non
 
     ``importance`` [..., in]: the mean square of each input, by which errors of its row count.
     """
-    shapes(kernel.shape, form)  # raises for one that does not fit
     made = _columns(kernel, form) if not form.group else _groups(kernel, form, importance)
     return {name: x.astype(dtype) for x, (name, dtype) in zip(made, form.parts, strict=True)}
 
@@ -119,7 +119,8 @@ def _groups(
     given those, the best integers are the nearest. Both are done in turns.
     """
     *lead, rows, columns = kernel.shape
-    split = *lead, rows // form.group, form.group
+    group = group_size(rows, form)
+    split = *lead, rows // group, group
     x = kernel.astype(jnp.float32).reshape(*split, columns)
     weight = jnp.ones(split) if importance is None else importance.reshape(split) + TINY
     weight = (weight / weight.sum(-1, keepdims=True))[..., None]
@@ -150,7 +151,7 @@ def _groups(
         return _better(best, jax.lax.fori_loop(0, REFITS, refit, begun)), None
 
     error = jnp.full_like(low, jnp.inf)
-    nothing = error, jnp.zeros_like(x), jnp.ones_like(low), low
+    nothing: tuple[jax.Array, ...] = (error, jnp.zeros_like(x), jnp.ones_like(low), low)
     (_, integers, scale, middle), _ = jax.lax.scan(begin, nothing, jnp.array(SHRINKS))
     return integers.reshape(kernel.shape), scale[..., 0, :], middle[..., 0, :]
 

@@ -19,6 +19,7 @@ from vljax.data.decode_worker import Decoders
 from vljax.data.features import FeaturesError, Writer
 from vljax.data.quarantine import BAD, reason
 from vljax.data.views import Item, Loaded, Unreadable, identify, load
+from vljax.models.precision import form_of
 from vljax.models.sizes import VideoLlamaSize
 from vljax.models.video_llama import VideoLlama
 from vljax.progress import Progress
@@ -87,6 +88,7 @@ class Encoder:
             wanted = _abstract(problem, name)
             names = tuple(store.flatten(wanted))
             _require_frozen(problem, name, names)
+            _require_float(problem, name, names)
             given = store.merge(*[store.load(folder, under=names)[0] for folder in start])
             tree = store.pick(given, wanted, f"start={', '.join(start) or '(nothing)'}")
             tree = jax.tree.map(lambda x: np.asarray(x).astype(problem.dtype), tree)
@@ -131,6 +133,15 @@ def _require_frozen(problem: Problem, output: str, names: Sequence[str]) -> None
             raise FeaturesError(
                 f"trainable: {regex!r} trains {trained[0]}, on which {output} rest; features are "
                 "of frozen towers only, so train this one from frames"
+            )
+
+
+def _require_float(problem: Problem, output: str, names: Sequence[str]) -> None:
+    for name in names:
+        if form := form_of(name, problem.formats):
+            raise FeaturesError(
+                f"quantise_vit: got {form.name}, but {output} are encoded by the ViT as it is; "
+                "leave it empty"
             )
 
 

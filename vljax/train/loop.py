@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from vljax.train.profiling import Profiler
 from vljax.train.report import Pending, Report
 from vljax.train.speed import Speed
-from vljax.train.start import prepare
+from vljax.train.start import prepare, told
 from vljax.train.step import Problem, make_train_step
 from vljax.train.watch import Watchdog, stop_signals
 
@@ -75,9 +76,12 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     run.workdir.mkdir(parents=True, exist_ok=True)
     placement = Placement(run.strategy, make_mesh(run.strategy))
     tx = make_optimizer(run.optimizer, run.steps)
+    if is_first():
+        print(told(run.problem, placement, tx), file=sys.stderr)
     state, frozen, frozen_hash = prepare(
         run.problem, run.start, run.begin_as, run.seed, placement, tx
     )
+    frozen = run.problem.lay_out(frozen)
     step_fn = make_train_step(run.problem, tx, placement, state)
     vote = Vote(placement.mesh)
     consumed: collections.Counter[str] = collections.Counter()
@@ -150,6 +154,7 @@ FREE = (
     "sharding",
     "remat",
     "attention",
+    "unroll",
     "accumulate",
     "frame_chunk",
     "log_every",

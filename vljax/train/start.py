@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from vljax import store
+from vljax.models import precision
 from vljax.sharding.placement import Placement
 from vljax.store import Stored, Tree
 from vljax.train import partition
-from vljax.train.step import Problem, TrainState, make_state
+from vljax.train.step import Problem, TrainState, abstract_arguments, make_state
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -42,20 +43,47 @@ def prepare(
     initial = store.flatten(problem.initialise(jax.random.key(seed)))
     begun = store.unflatten(initial | given)
     values = store.flatten(store.pick(begun, trainable, source))
-    where = store.flatten(placement.parameters(abstract))
+    where = store.flatten(placement.parameters(problem.held()))
     params = {n: _put(x, where[n]) for n, x in values.items()}
-    fixed = {n: x.put(where[n], problem.dtype) for n, x in wanted.items()}
+    fixed = store.unflatten(_put_frozen(wanted, problem, where))
     state = make_state(store.unflatten(params), tx, jax.random.key(seed + 1))
-    return _replicate_rest(state, placement), store.unflatten(fixed), frozen_hash(wanted, problem)
+    return _replicate_rest(state, placement), fixed, frozen_hash(wanted, problem)
+
+
+def told(problem: Problem, placement: Placement, tx: Any) -> str:
+    """What all that stays in memory from step to step takes, in one line, and whether it fits."""
+    state, frozen, _ = abstract_arguments(problem, tx, placement, {})
+    trained = {"trained, with moments": [state.params, state.opt_state]}
+    devices = placement.mesh.local_devices
+    sharers = len(devices) if devices[0].platform == "cpu" else 1
+    return precision.told(
+        precision.weights_bytes(frozen | trained), precision.free_bytes(), sharers
+    )
+
+
+def _put_frozen(
+    wanted: Mapping[str, Stored], problem: Problem, where: Mapping[str, jax.sharding.Sharding]
+) -> dict[str, jax.Array]:
+    """Frozen arrays onto the mesh; a kernel that has a format is quantised whole, on this host."""
+    importance = precision.importances(wanted, problem.size, problem.formats)
+    placed: dict[str, jax.Array] = {}
+    for name, x in wanted.items():
+        if precision.form_of(name, problem.formats) is None:
+            placed[name] = x.put(where[name], problem.dtype)
+            continue
+        parts = precision.read(name, x, problem.formats, problem.dtype, importance.get(name))
+        placed |= {n: jax.block_until_ready(put(part, where[n])) for n, part in parts.items()}
+    return placed
 
 
 def frozen_hash(arrays: Mapping[str, Stored], problem: Problem) -> str:
-    """A hash of names, shapes and contents as they were written, and of the dtype of use.
+    """A hash of names, shapes and contents as they were written, and of the precision of use.
 
     It knows nothing of meshes or processes, and of what its manifest vouches for no array is read.
     """
     facts = {n: (x.shape, str(x.dtype), x.digest()) for n, x in arrays.items()}
-    whole = json.dumps([facts, str(np.dtype(problem.dtype))], sort_keys=True)
+    use = [str(np.dtype(problem.dtype)), *(f"{n}: {form}" for n, form in problem.formats)]
+    whole = json.dumps([facts, *use], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
