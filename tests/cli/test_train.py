@@ -64,3 +64,10 @@ def test_a_config_s_default_is_to_raise_and_one_percent(monkeypatch, folder):
         seen(monkeypatch, folder)
     with pytest.raises(MediaError, match=r"cc595k: got 1 unreadable records, expected at most 1\."):
         seen(monkeypatch, folder, "--config.sources.cc595k.on_bad=skip")
+
+
+def test_which_steps_are_traced():
+    assert train.steps_range(None) is None
+    assert train.steps_range("10:20") == (10, 20)
+    with pytest.raises(ValueError, match="--profile: got '7', expected FROM:TO, such as 3:6"):
+        train.steps_range("7")
