@@ -82,7 +82,7 @@ class Watchdog:
 
     def _set_timer(self, seconds: float) -> None:
         """C's; to the process's own stderr, since a notebook's has no file."""
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
     def _bite(self) -> None:
         with contextlib.suppress(OSError), self._file.open("w") as file:
