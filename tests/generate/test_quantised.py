@@ -16,10 +16,27 @@ import numpy as np
 import pytest
 
 from vljax.cli.convert import main as convert
+from vljax.generate.chat import SAMPLE, load
 from vljax.generate.engine import Engine, load_engine
-from vljax.models.precision import weights_bytes
+from vljax.models.precision import array_bytes
+from vljax.store import flatten
 
 PROMPTS, LENGTH, BATCH = 200, 64, 10
+
+
+def test_tiny_answers_as_before():
+    """Its language model in four bits, its ViT in eight; and says what that takes."""
+    told: list[str] = []
+    model = load("tiny", quantise="int4", quantise_vit="int8", tell=told.append)
+    assert model.chat(SAMPLE, "What happens?", listen=False) == load("tiny").chat(
+        SAMPLE, "What happens?", listen=False
+    )
+    assert len(told) == 1 and told[0].startswith("weights: ") and "that are free" in told[0]
+    params = model.engine.params
+    assert params["llama"]["layers"]["mlp"]["down"]["kernel"]["int4"].dtype == jnp.int4
+    assert (
+        params["frame_encoder"]["vit"]["layers"]["mlp"]["fc1"]["kernel"]["int8"].dtype == jnp.int8
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +103,7 @@ def test_perplexity_and_likeliest_words(folder, plain, name, worse, agree, bits)
     print(f"the likeliest next token is the same at {same:.1%} of {likeliest.size} places")
     assert abs(change) < worse
     assert same > agree
-    kernels = {"kernels": [x for n, x in _layers(engine) if "/kernel/" in n]}
-    count = sum(x.size for n, x in _layers(engine) if n.endswith(f"/{name}"))
-    assert weights_bytes(kernels)["kernels"] * 8 / count == pytest.approx(bits, rel=0.02)
-
-
-def _layers(engine: Engine) -> list:
-    from vljax.store import flatten
-
-    return [(n, x) for n, x in flatten(engine.params).items() if n.startswith("llama/layers/")]
+    layers = [(n, x) for n, x in flatten(engine.params).items() if n.startswith("llama/layers/")]
+    taken = sum(array_bytes(x) for n, x in layers if "/kernel/" in n)
+    count = sum(x.size for n, x in layers if n.endswith(f"/{name}"))
+    assert taken * 8 / count == pytest.approx(bits, rel=0.02)
