@@ -33,6 +33,7 @@ PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if
 # What `vljax bench data` compares with.
 BENCH = ["torch==2.13.0", "torchaudio>=2.11", "decord==0.6.0"]
 DEV = ["pytest>=9", "ruff>=0.14", "mypy>=1.18", "chex>=0.1.92", "librosa>=0.11"]
+SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests
 
 setup(
     name="vljax",
@@ -51,7 +52,7 @@ setup(
         "convert": CONVERT,
         "parity": PARITY,
         "bench": BENCH,
-        "dev": DATA + CONVERT + DEV,
+        "dev": DATA + CONVERT + DEV + SCHEMAS,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },

@@ -1,5 +1,7 @@
 """Folders of weights, whatever they are called and however they broke."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -33,4 +35,66 @@ def test_a_manifest_that_is_none(tmp_path, text):
     store.save(tmp_path, store.unflatten(ARRAYS), {})
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(WeightsError, match=r"manifest\.json: .*JSON.*; copy it anew"):
+        store.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory):
+    """A folder with a stacked array, a layer a chunk, and one that is written whole."""
+    folder = tmp_path_factory.mktemp("sliced") / "weights"
+    rng = np.random.default_rng(0)
+    values = {"stack": rng.normal(size=(4, 6, 8)).astype(np.float16), "one": np.float32(3)}
+    shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in values.items()}
+    writer = store.Writer(folder, shapes)
+    for i, layer in enumerate(values["stack"]):
+        writer.write("stack", layer, i)
+    writer.write("one", np.asarray(values["one"]))
+    writer.finish({})
+    return folder, values
+
+
+SPECS = [(), ("data",), (None, "data"), (None, "model", "data"), (("data", "model"),)]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("limit", [store.SLICED, 0])
+def test_arrays_go_from_the_disk_to_a_mesh(sliced, monkeypatch, spec, limit):
+    monkeypatch.setattr(store, "SLICED", limit)
+    folder, values = sliced
+    mesh = jax.make_mesh((2, 2), ("data", "model"), devices=jax.devices()[:4])
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    array = store.stored(folder)[0]["stack"].put(where, np.float32)
+    assert array.sharding == where and array.dtype == np.float32
+    np.testing.assert_array_equal(array, values["stack"].astype(np.float32))
+    scalar = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    assert float(store.stored(folder)[0]["one"].put(scalar)) == 3
+
+
+def test_only_what_is_asked_for_is_read(sliced):
+    folder, values = sliced
+    box = [slice(1, 3), slice(0, 6), slice(2, 5)]
+    array = store.stored(folder)[0]["stack"]
+    np.testing.assert_array_equal(array.read(None, box), values["stack"][1:3, :, 2:5])
+
+
+def test_a_manifest_tells_the_digest_of_each_array(sliced, tmp_path):
+    """Of those written in slices, too; and without it they are made of what is there."""
+    folder, values = sliced
+    store.save(tmp_path, store.unflatten(values), {})
+    digests = {n: x.digest() for n, x in store.stored(folder)[0].items()}
+    assert digests == store.read_manifest(tmp_path)["digests"]
+    manifest = store.read_manifest(tmp_path)
+    del manifest["digests"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    arrays = store.stored(tmp_path)[0]
+    assert {n: x.noted for n, x in arrays.items()} == {"stack": None, "one": None}
+    assert {n: x.digest() for n, x in arrays.items()} == digests
+
+
+def test_a_folder_whose_writing_was_cut_short_holds_none(sliced, tmp_path, monkeypatch):
+    """Even where it held some before: their manifest is gone before they are."""
+    store.save(tmp_path, store.unflatten(sliced[1]), {})
+    monkeypatch.setattr(store, "write_manifest", lambda *_: None)
+    store.save(tmp_path, store.unflatten(ARRAYS), {})
+    with pytest.raises(WeightsError, match=r"got no manifest\.json"):
         store.load(tmp_path)

@@ -17,6 +17,6 @@ kills=20 processes=1
 
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$folder/cache}
 exec python launch/local/chaos.py "$folder" --kills "$kills" --processes "$processes" -- \
-  vljax train --config=configs/tiny.py:stage=text --config.workdir={workdir} \
+  vljax train --config=configs/tiny.py:stage=text '--config.workdir={workdir}' \
   --config.world.clips=50 --config.steps=120 --config.save_every=4 --config.log_every=1 \
   --cpu-devices 1 "$@"

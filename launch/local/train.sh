@@ -20,7 +20,7 @@ usage() {
 config=$1 workdir=$2
 shift 2
 
-processes=1 devices= gpu= dry=
+processes=1 devices='' gpu='' dry=''
 flags=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -67,7 +67,10 @@ mkdir -p "$workdir/logs"
 pids=()
 set -m # a group for each process: Ctrl-C reaches them through this script alone
 for ((i = 0; i < processes; i++)); do
-  [ -z "$gpu" ] || export CUDA_VISIBLE_DEVICES=$(visible "$i")
+  if [ -n "$gpu" ]; then
+    CUDA_VISIBLE_DEVICES=$(visible "$i")
+    export CUDA_VISIBLE_DEVICES
+  fi
   "${command[@]}" --process "$i" >"$workdir/logs/process_$i.log" 2>&1 &
   pids+=($!)
 done
@@ -90,7 +93,7 @@ trap 'tell_all TERM' TERM
 trap 'tell_all INT' INT
 trap 'tell_all KILL; kill "$tail" $timer 2>/dev/null || true' EXIT
 
-code=0 ending= timer=
+code=0 ending='' timer=''
 left=("${pids[@]}")
 while [ ${#left[@]} -gt 0 ]; do
   ended=0 finished=
@@ -102,7 +105,7 @@ while [ ${#left[@]} -gt 0 ]; do
   [ "$ended" = 0 ] || [ "$code" != 0 ] || code=$ended
   # Those that are left may wait for the one that is gone for ever. Where it was stopped they were,
   # too, and are about to end.
-  [ "$ended" != 0 ] && [ ${#left[@]} -gt 0 ] && [ -z "$ending" ] || continue
+  if [ "$ended" = 0 ] || [ ${#left[@]} = 0 ] || [ -n "$ending" ]; then continue; fi
   ending=1
   if [ "$ended" = 143 ] || [ "$ended" = 130 ]; then
     end_after 60 &

@@ -79,5 +79,12 @@ def test_a_config_s_quantised_parts_are_counted_as_they_are_held(monkeypatch):
     assert set(smaller) == {"llama", "frame_encoder/vit"}
     assert 0.28 < smaller["llama"] < 0.31
     assert 0.5 < smaller["frame_encoder/vit"] < 0.51
-    with pytest.raises(ValueError, match="quantise: llama/.* is trained"):
+    with pytest.raises(ValueError, match=r"quantise: llama/.* is trained"):
         table("--config.quantise=int8", "--config.trainable=('llama/',)")
+
+
+def test_which_steps_are_traced():
+    assert train.steps_range(None) is None
+    assert train.steps_range("10:20") == (10, 20)
+    with pytest.raises(ValueError, match="--profile: got '7', expected FROM:TO, such as 3:6"):
+        train.steps_range("7")

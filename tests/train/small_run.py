@@ -34,6 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sharding", default="dp")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds a batch takes")
     parser.add_argument("--hang-at", type=int, help="the batch that never comes")
+    parser.add_argument("--fail-at", type=int, help="the batch that the last process has not")
     parser.add_argument("--watchdog", type=float, default=0.0)
     processes.add_flags(parser)
     return parser.parse_args(argv)
@@ -82,6 +83,8 @@ def main(argv: Sequence[str]) -> int:
         for step in range(start, args.steps):
             if step == args.hang_at:
                 time.sleep(1e6)
+            if step == args.fail_at and args.process:
+                raise ValueError(f"no batch {step}")
             time.sleep(args.pause)
             whole = make_batch(args.objective, step)
             rows = len(whole["tokens"]) // count
@@ -89,7 +92,8 @@ def main(argv: Sequence[str]) -> int:
             yield ("clips", "images")[step % 2], {n: x[own] for n, x in whole.items()}
 
     try:
-        fit(run, batches, {})
+        with processes.failing_at_once():
+            fit(run, batches, {})
     except KeyboardInterrupt as stop:
         return 128 + stop.args[0]
     return 0

@@ -72,3 +72,17 @@ def test_data_that_never_come_end_the_run(chaos, command, tmp_path):
     assert time.monotonic() - began > 5
     for told in (workdir.with_suffix(".log"), workdir / "stacks_0.txt"):
         assert re.search(r"small_run\.py\", line \d+ in batches", told.read_text())
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_it_and_then_the_others(chaos, command, tmp_path):
+    workdir, log = tmp_path / "failed", tmp_path / "failed.log"
+    started = chaos.start(command(workdir, 2, "--fail-at", "3"), 2, log)
+    try:
+        assert started[1].wait(120) == 1
+        began = time.monotonic()
+        assert started[0].wait(120) != 0
+        assert time.monotonic() - began < 60
+    finally:
+        chaos.end(started)
+    assert "process 1: no batch 3" in log.read_text()

@@ -54,12 +54,13 @@ def main(argv: Sequence[str]) -> None:
         parser.error("name a config: --config=configs/tiny.py:stage=all")
     config = load_config(args.config, rest)
     processes.join(args)
-    if args.print_parameters:
-        print_parameters(config, args.json)
-    elif "stages" in config:
-        train_all(config, steps_range(args.profile))
-    else:
-        train_one(config, steps_range(args.profile))
+    with processes.failing_at_once():
+        if args.print_parameters:
+            print_parameters(config, args.json)
+        elif "stages" in config:
+            train_all(config, steps_range(args.profile))
+        else:
+            train_one(config, steps_range(args.profile))
 
 
 def steps_range(told: str | None) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from vljax import store
 from vljax.sharding.mesh import by_slice, make_mesh
 from vljax.sharding.placement import Placement
-from vljax.sharding.processes import Vote, first_alone, is_first
+from vljax.sharding.processes import Vote, first_alone, is_first, wait_for_all
 from vljax.sharding.strategy import Strategy
 from vljax.store import Tree
 from vljax.train.checkpoint import Checkpoints
@@ -101,6 +101,7 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
         )
         stacks = run.workdir / f"stacks_{jax.process_index()}.txt"
         watchdog = stack.enter_context(Watchdog(run.watchdog_seconds, stacks))
+        wait_for_all("first step")  # which compiles: all of them begin with it together
         pending: Pending | None = None
         for step, (source, batch) in enumerate(batches(start), start + 1):
             asked = vote.cast(max(signals, default=0))
