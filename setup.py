@@ -32,7 +32,14 @@ CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 # What `vljax bench data` compares with.
 BENCH = ["torch==2.13.0", "torchaudio>=2.11", "decord==0.6.0"]
-DEV = ["pytest>=9", "ruff>=0.14", "mypy>=1.18", "chex>=0.1.92", "librosa>=0.11"]
+DEV = [
+    "pytest>=9",
+    "pytest-xdist>=3.8",
+    "ruff>=0.14",
+    "mypy>=1.18",
+    "chex>=0.1.92",
+    "librosa>=0.11",
+]
 SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests
 
 setup(
