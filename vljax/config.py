@@ -49,6 +49,8 @@ def default(size: str, llm: str, sharding: str) -> ConfigDict:
             "seed": 42,
             "dtype": "float32" if tiny else "bfloat16",
             "remat": "none" if tiny else "full",
+            "accumulate": 1,
+            "frame_chunk": 0,
             "workdir": "",
             "start": (),
             "begin_as": (),

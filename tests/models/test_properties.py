@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import pytest
 
 from vljax.convert.parity import relative_error
 from vljax.models.sizes import TINY
-from vljax.models.video_llama import VideoLlama
+from vljax.models.video_llama import VideoLlama, normalise
+from vljax.nn.stack import REMAT
 
 EXACT = 1e-5  # float32 sums in another order, nothing more
 CHANGED = 1e-2
@@ -235,7 +237,7 @@ def test_media_take_the_places_of_the_placeholders(params, rng):
         assert (np.asarray(got[row]) == want).all()
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "dots_no_batch"])
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
 def test_rematerialisation_changes_no_gradient(params, rng, remat):
     embeddings, mask = draw_embeddings(rng, 1, 4), jnp.ones((1, 4), int)
 
@@ -246,3 +248,41 @@ def test_rematerialisation_changes_no_gradient(params, rng, remat):
         )(embeddings)
 
     assert same(gradient(remat), gradient("none"))
+
+
+def test_frames_in_chunks_are_as_frames_at_once(params, rng):
+    """Of five frames the last chunk of two is filled up."""
+    image, sound = SIZE.vit.image, SIZE.imagebind.sound
+    frames = rng.integers(0, 256, (2, 5, image, image, 3), np.uint8)
+    mel = rng.normal(size=(2, 5, sound.mel_bins, sound.mel_frames)).astype(np.float32)
+
+    def encode(frame_chunk: int, frames: np.ndarray, pixels: bool):
+        def all_of(model: VideoLlama, frames):
+            seen = model.frame_tokens(frames, pixels), model.sight_features(frames, pixels)
+            return *seen, model.sound_features(mel)
+
+        model = VideoLlama(SIZE, frame_chunk=frame_chunk)
+        return jax.jit(lambda p, x: model.apply({"params": p}, x, method=all_of))(params, frames)
+
+    chunked, whole = encode(2, frames, True), encode(0, normalise(frames), False)
+    for got, want in zip(chunked, whole, strict=True):
+        assert got.shape == want.shape and same(got, want)
+
+
+def test_the_memory_of_chunks_does_not_grow_with_the_frames():
+    """But for the pixels themselves and the tokens that come of them."""
+    shallow = dataclasses.replace(SIZE.vit, depth=1), dataclasses.replace(SIZE.qformer, depth=1)
+    size = dataclasses.replace(SIZE, vit=shallow[0], qformer=shallow[1])
+
+    def working(frame_chunk: int, frames: int) -> int:
+        model = VideoLlama(size, frame_chunk=frame_chunk)
+        images = jax.ShapeDtypeStruct((1, frames, 48, 48, 3), jnp.uint8)
+        encode = functools.partial(model.apply, pixels=True, method=VideoLlama.frame_tokens)
+        params = jax.eval_shape(
+            functools.partial(model.init, pixels=True, method=VideoLlama.frame_tokens),
+            jax.random.key(0),
+            images,
+        )
+        return jax.jit(encode).lower(params, images).compile().memory_analysis().temp_size_in_bytes
+
+    assert working(2, 16) - working(2, 4) < (working(0, 16) - working(0, 4)) / 10

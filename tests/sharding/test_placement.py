@@ -39,7 +39,7 @@ MESH = {"data": 1, "fsdp": 4, "tensor": 2}
         (("heads", "mlp"), (7, 8), P(None, "tensor")),  # and so stays free for another
         (("batch", None), (8, 5), P("fsdp", None)),  # data has size 1
         (("act_mlp",), (16,), P(("fsdp", "tensor"))),
-        (("act_mlp",), (12,), P(None)),
+        (("act_mlp",), (12,), P("fsdp")),  # 3 are left, which tensor does not divide
     ],
 )
 def test_specs(axes, shape, spec):
@@ -59,7 +59,7 @@ def test_as_many_names_as_axes():
 def test_what_is_not_split_is_logged(caplog):
     with caplog.at_level(logging.DEBUG, logger="vljax"):
         partition_spec(("heads",), (7,), RULES, MESH)
-    assert caplog.messages == ["heads of size 7 is not split over ('tensor',) (2)"]
+    assert caplog.messages == ["heads of size 7 is not split over tensor (2)"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Model:
         default_factory=lambda: types.SimpleNamespace(llama=types.SimpleNamespace(vocab=VOCAB))
     )
 
-    def frame_tokens(self, frames):
+    def frame_tokens(self, frames, pixels):
         return jnp.arange(len(frames), dtype=jnp.float32)
 
     sight_features = frame_tokens
@@ -74,7 +74,7 @@ def test_vision_beside_another_rows_picture(batch):
 
 def test_a_sound_beside_a_picture_and_a_picture_beside_a_sound(batch):
     model = Model()
-    model.sight_features = lambda frames: jnp.zeros((len(frames), 1, 3))
+    model.sight_features = lambda frames, pixels: jnp.zeros((len(frames), 1, 3))
     objectives.audio(model, batch, feature_noise=0.0, distract=True)
     assert used(model, batch) == [[10, 10], [11, 11, 0, 0], [11, 11, 2, 2]]
 

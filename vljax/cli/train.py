@@ -18,6 +18,8 @@ from ml_collections import ConfigDict, config_flags
 from vljax import store
 from vljax.models.sizes import VideoLlamaSize, own_size, size_of, video_llama_size
 from vljax.models.video_llama import abstract_parameters
+from vljax.sharding.mesh import make_mesh
+from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.train import partition
 from vljax.train.checkpoint import difference
@@ -79,7 +81,7 @@ def train_one(config: ConfigDict) -> Path:
         from vljax.data.pipeline import batches as pipeline
         from vljax.data.quarantine import Quarantine
 
-        host = jax.process_index(), jax.process_count()
+        host = Placement(run.strategy, make_mesh(run.strategy)).readers()
         return pipeline(
             sources,
             config.seed,
@@ -89,7 +91,7 @@ def train_one(config: ConfigDict) -> Path:
             host=host,
             mixed=config.mixed,
             seconds=config.decoding.seconds,
-            quarantine=Quarantine(run.workdir, host[0]),
+            quarantine=Quarantine(run.workdir, jax.process_index()),
         )
 
     manifest = {"config": json.loads(config.to_json_best_effort())}
@@ -207,6 +209,8 @@ def live_problem(config: ConfigDict) -> Problem:
         trainable=tuple(config.trainable),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        accumulate=config.accumulate,
+        frame_chunk=config.frame_chunk,
     )
 
 
@@ -234,6 +238,8 @@ def with_decoder_of(size: VideoLlamaSize, folders: Sequence[str]) -> VideoLlamaS
 
 
 def make_run(config: ConfigDict) -> Run:
+    from vljax.data.pipeline import TextSpec
+
     workdir = Path(config.workdir)
     start = tuple(str(workdir / folder) for folder in config.start)
     problem = make_problem(config)
@@ -249,6 +255,8 @@ def make_run(config: ConfigDict) -> Run:
         seed=config.seed,
         save_every=config.save_every,
         log_every=config.log_every,
+        batch_sizes=tuple((name, s.batch_size) for name, s in config.sources.items()),
+        lengths=TextSpec.lengths,
     )
 
 

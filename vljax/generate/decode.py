@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from vljax.data.tokenizer import LLAMA, Special
 from vljax.generate.compiled import jit
 from vljax.generate.sampling import Sampling, already_said, choose, penalised
-from vljax.models.video_llama import VideoLlama, normalise
+from vljax.models.video_llama import VideoLlama
 from vljax.nn.attention import Cache
 from vljax.store import Tree
 
@@ -145,7 +145,7 @@ def encode_frames(
     """frames uint8 [B, T, H, W, 3], valid bool [B, T] -> soft prompts [B, queries, D]."""
 
     def encode(model: VideoLlama, frames: jax.Array, valid: jax.Array) -> jax.Array:
-        return model.video_tokens(model.frame_tokens(normalise(frames)), valid)
+        return model.video_tokens(model.frame_tokens(frames, pixels=True), valid)
 
     media: Any = model.apply({"params": params}, frames, valid, method=encode)
     return media

@@ -8,8 +8,17 @@ import jax.numpy as jnp
 
 from vljax.models.sizes import ViTSize
 from vljax.nn.block import PreNormBlock
-from vljax.nn.layers import PatchConv, Table, normal
+from vljax.nn.layers import LEAD, Axes, PatchConv, Table, normal
 from vljax.nn.stack import stack
+
+# CLIP's mean and standard deviation a channel, of pixels in [0, 1].
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(frames: jax.Array) -> jax.Array:
+    """Pixels 0 to 255 [..., 3] -> float32, as the towers want them. On the device: bytes travel."""
+    return (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 
 class EvaViT(nn.Module):
@@ -21,7 +30,7 @@ class EvaViT(nn.Module):
 
     size: ViTSize
     dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
+    lead: Axes = LEAD
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -35,8 +44,8 @@ class EvaViT(nn.Module):
         x = with_class_token(self, x)
         x = x + Table(x.shape[1], s.width, name="position")().astype(x.dtype)
         self.sow("intermediates", "positioned", x)
-        fields: dict[str, Any] = dict(heads=s.heads, mlp=s.mlp, biases="qvo", dtype=self.dtype)
-        return stack(PreNormBlock, s.depth, remat=self.remat, **fields)(x, None)[0]
+        fields: dict[str, Any] = dict(heads=s.heads, mlp=s.mlp, biases="qvo", lead=self.lead)
+        return stack(PreNormBlock, s.depth, dtype=self.dtype, **fields)(x, None)[0]
 
 
 def with_class_token(module: nn.Module, x: jax.Array) -> jax.Array:

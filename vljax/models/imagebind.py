@@ -6,13 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vljax.models.eva_vit import with_class_token
+from vljax.models.eva_vit import normalise, with_class_token
 from vljax.models.sizes import ImageBindSize, SoundTowerSize, VisionTowerSize
 from vljax.nn.block import EPS, PreNormBlock
 from vljax.nn.layers import Dense, LayerNorm, PatchConv, Table
-from vljax.nn.stack import stack
+from vljax.nn.stack import over_frames, stack
 
 STEM_EPS = 1e-5  # of the sound stem's norm
+LEAD = ("frames", None)  # of [N, P, ...]
 
 
 class ImageBind(nn.Module):
@@ -20,18 +21,31 @@ class ImageBind(nn.Module):
 
     size: ImageBindSize
     dtype: jnp.dtype = jnp.float32
+    frame_chunk: int = 0
 
     def setup(self) -> None:
         self.vision = VisionTower(self.size.vision, self.size.out, self.dtype)
         self.sound = SoundTower(self.size.sound, self.size.out, self.dtype)
 
-    def see(self, images: jax.Array) -> jax.Array:
-        """images [B, T, image, image, 3], normalised -> [B, T, out], each of length 1."""
-        return _merged(self.vision, images)
+    def see(self, images: jax.Array, pixels: bool = False) -> jax.Array:
+        """images [B, T, image, image, 3] -> [B, T, out], each of length 1.
+
+        ``pixels``: images are uint8 and not yet normalised.
+        """
+
+        def encode(tower: nn.Module, x: jax.Array) -> jax.Array:
+            return tower(normalise(x) if pixels else x)
+
+        return over_frames(self.vision, encode, images, self.frame_chunk)
 
     def hear(self, mel: jax.Array) -> jax.Array:
         """mel [B, T, mel_bins, mel_frames], normalised -> [B, T, out], each of length ``norm``."""
-        return _merged(self.sound, mel) * self.size.sound.norm
+
+        def encode(tower: nn.Module, x: jax.Array) -> jax.Array:
+            return tower(x)
+
+        heard = over_frames(self.sound, encode, mel, self.frame_chunk)
+        return heard * self.size.sound.norm
 
 
 class VisionTower(nn.Module):
@@ -52,7 +66,7 @@ class VisionTower(nn.Module):
         x = with_class_token(self, x)
         x = x + Table(x.shape[1], s.width, name="position")().astype(x.dtype)
         x = LayerNorm(EPS, name="norm")(x)
-        fields: dict[str, Any] = dict(heads=s.heads, mlp=s.mlp, dtype=self.dtype)
+        fields: dict[str, Any] = dict(heads=s.heads, mlp=s.mlp, dtype=self.dtype, lead=LEAD)
         x = stack(PreNormBlock, s.depth, **fields)(x, None)[0]
         return Head(self.out, self.dtype, name="head")(x)
 
@@ -72,8 +86,8 @@ class SoundTower(nn.Module):
         self.sow("intermediates", "stem_out", x)
         x = with_class_token(self, x)
         x = x + Table(x.shape[1], s.width, name="position")().astype(x.dtype)
-        fields: dict[str, Any] = dict(heads=s.heads, mlp=s.mlp, bias_kv=True, dtype=self.dtype)
-        x = stack(PreNormBlock, s.depth, **fields)(x, None)[0]
+        fields: dict[str, Any] = dict(heads=s.heads, mlp=s.mlp, bias_kv=True, lead=LEAD)
+        x = stack(PreNormBlock, s.depth, dtype=self.dtype, **fields)(x, None)[0]
         return Head(self.out, self.dtype, name="head")(x)
 
 
@@ -90,9 +104,3 @@ class Head(nn.Module):
         project = Dense(self.out, ("embed", "joint"), use_bias=False, dtype=self.dtype, name="proj")
         x = project(x).astype(jnp.float32)
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
-def _merged(tower: nn.Module, x: jax.Array) -> jax.Array:
-    """Applies a tower to [B, T, ...] as one batch of B * T."""
-    y = tower(x.reshape(-1, *x.shape[2:]))
-    return y.reshape(*x.shape[:2], -1)

@@ -3,11 +3,14 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vljax.models.sizes import LlamaSize
 from vljax.nn.attention import Attention, Cache, causal_mask
 from vljax.nn.layers import Dense, GatedMLP, RMSNorm, Table, constrain
 from vljax.nn.stack import stack
+
+LEAD = ("batch", "act_seq")  # of [B, L, ...]
 
 
 class Llama(nn.Module):
@@ -29,7 +32,7 @@ class Llama(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """tokens [B, L] -> [B, L, D]."""
-        return self.tokens()[tokens].astype(self.dtype)
+        return constrain(self.tokens()[tokens].astype(self.dtype), (*LEAD, "act_embed"))
 
     def __call__(
         self,
@@ -47,7 +50,8 @@ class Llama(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(embeddings.shape[1]), embeddings.shape[:2])
         if cache is None:
             mask = causal_mask(mask)
-        x, cache = self.stack(embeddings, cache, mask, positions)
+        x = constrain(embeddings, (*LEAD, "act_embed"))
+        x, cache = self.stack(x, cache, mask, positions)
         return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -56,7 +60,7 @@ class Llama(nn.Module):
             y = hidden @ self.tokens().T.astype(self.dtype)
         else:
             y = self.head(hidden)
-        return constrain(y, ("batch", None, "act_vocab")).astype(jnp.float32)
+        return constrain(y, (*LEAD, "act_vocab")).astype(jnp.float32)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """A stacked cache [layers, batch, slots, G, K] with nothing in it."""
@@ -80,6 +84,7 @@ class Block(nn.Module):
         self, x: jax.Array, cache: Cache | None, mask: jax.Array, positions: jax.Array
     ) -> tuple[jax.Array, Cache | None]:
         s = self.size
+        x = checkpoint_name(x, "layer_in")
         attention = Attention(
             s.heads,
             s.width,
@@ -87,11 +92,12 @@ class Block(nn.Module):
             biases="",
             rope_base=s.rope_base,
             dtype=self.dtype,
+            lead=LEAD,
             name="attention",
         )
         h = RMSNorm(s.eps, name="attention_norm")(x)
         y, cache = attention(h, mask=mask, positions=positions, cache=cache)
         x = x + y
         h = RMSNorm(s.eps, name="mlp_norm")(x)
-        x = x + GatedMLP(s.mlp, dtype=self.dtype, name="mlp")(h)
-        return constrain(x, ("batch", None, "act_embed")), cache
+        x = x + GatedMLP(s.mlp, dtype=self.dtype, lead=LEAD, name="mlp")(h)
+        return constrain(x, (*LEAD, "act_embed")), cache

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vljax.models.sizes import QFormerSize
 from vljax.nn.attention import Attention
-from vljax.nn.layers import Dense, LayerNorm, constrain, normal
+from vljax.nn.layers import LEAD, Axes, Dense, LayerNorm, constrain, normal
 from vljax.nn.stack import stack
 
 EPS = 1e-12  # BERT's
@@ -27,6 +27,7 @@ class QFormer(nn.Module):
 
     size: QFormerSize
     dtype: jnp.dtype = jnp.float32
+    lead: Axes = LEAD
 
     @nn.compact
     def __call__(
@@ -41,7 +42,7 @@ class QFormer(nn.Module):
         if mask is not None:
             mask = jnp.broadcast_to(mask[:, None], (mask.shape[0], s.queries, mask.shape[1]))
         groups, remainder = divmod(s.depth, s.cross_every)
-        fields: dict[str, Any] = dict(size=s, train=train, dtype=self.dtype)
+        fields: dict[str, Any] = dict(size=s, train=train, dtype=self.dtype, lead=self.lead)
         if groups:
             scanned = stack(Group, groups, shared=2, name="groups", layers=s.cross_every, **fields)
             x, _ = scanned(x, None, encoder, mask)
@@ -57,13 +58,14 @@ class Group(nn.Module):
     layers: int
     train: bool = False
     dtype: jnp.dtype = jnp.float32
+    lead: Axes = LEAD
 
     @nn.compact
     def __call__(
         self, x: jax.Array, per_layer: None, encoder: jax.Array, mask: jax.Array | None
     ) -> tuple[jax.Array, None]:
         for i in range(self.layers):
-            layer = Layer(self.size, i == 0, self.train, self.dtype, name=f"layer_{i}")
+            layer = Layer(self.size, i == 0, self.train, self.dtype, self.lead, name=f"layer_{i}")
             x = layer(x, encoder, mask)
         return x, None
 
@@ -75,6 +77,7 @@ class Layer(nn.Module):
     cross: bool
     train: bool = False
     dtype: jnp.dtype = jnp.float32
+    lead: Axes = LEAD
 
     @nn.compact
     def __call__(self, x: jax.Array, encoder: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -83,7 +86,7 @@ class Layer(nn.Module):
             read = self._attention("cross_attention", x, encoder, mask)
             x = self._add_norm(x, read, "cross_attention_norm")
         h = Dense(self.size.mlp, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
-        h = constrain(jax.nn.gelu(h, approximate=False), ("batch", None, "act_mlp"))
+        h = constrain(jax.nn.gelu(h, approximate=False), (*self.lead, "act_mlp"))
         h = Dense(self.size.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(h)
         x = self._add_norm(x, h, "mlp_norm")
         self.sow("intermediates", "out", x)
@@ -97,9 +100,10 @@ class Layer(nn.Module):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         s = self.size
-        module = Attention(s.heads, s.width, dropout=s.dropout, dtype=self.dtype, name=name)
+        fields: dict[str, Any] = dict(dropout=s.dropout, dtype=self.dtype, lead=self.lead)
+        module = Attention(s.heads, s.width, name=name, **fields)
         return module(x, source, mask, train=self.train)[0]
 
     def _add_norm(self, x: jax.Array, y: jax.Array, name: str) -> jax.Array:
         y = nn.Dropout(self.size.dropout, deterministic=not self.train)(y)
-        return constrain(LayerNorm(EPS, name=name)(y + x), ("batch", None, "act_embed"))
+        return constrain(LayerNorm(EPS, name=name)(y + x), (*self.lead, "act_embed"))

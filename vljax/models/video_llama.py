@@ -7,23 +7,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vljax.models.eva_vit import EvaViT
+from vljax.models.eva_vit import EvaViT, normalise
 from vljax.models.imagebind import ImageBind
 from vljax.models.llama import Llama
 from vljax.models.qformer import QFormer
 from vljax.models.sizes import VideoLlamaSize
 from vljax.nn.attention import Cache
 from vljax.nn.layers import Dense, LayerNorm, Table
+from vljax.nn.stack import over_frames
 
-# CLIP's mean and standard deviation a channel, of pixels in [0, 1].
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 LN_VISION_EPS = 1e-5  # torch's default, unlike the ViT's own norms
-
-
-def normalise(frames: jax.Array) -> jax.Array:
-    """Pixels uint8 [..., 3] -> float32, as the towers want them. On the device: bytes travel."""
-    return (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+FRAMES = ("frames", None)  # of an encoder's [N, P, ...]
 
 
 class FrameEncoder(nn.Module):
@@ -31,20 +25,28 @@ class FrameEncoder(nn.Module):
 
     size: VideoLlamaSize
     dtype: jnp.dtype = jnp.float32
+    frame_chunk: int = 0
 
     def setup(self) -> None:
-        self.vit = EvaViT(self.size.vit, self.dtype)
+        self.vit = EvaViT(self.size.vit, self.dtype, FRAMES)
         self.ln_vision = LayerNorm(LN_VISION_EPS)
-        self.qformer = QFormer(self.size.qformer, self.dtype)
+        self.qformer = QFormer(self.size.qformer, self.dtype, FRAMES)
 
-    def __call__(self, frames: jax.Array) -> jax.Array:
-        """frames [B, T, image, image, 3], normalised -> [B, T, Q, D], each frame on its own."""
-        x = self.qformer(self.patches(frames))
-        return x.reshape(*frames.shape[:2], *x.shape[1:])
+    def __call__(self, frames: jax.Array, pixels: bool = False) -> jax.Array:
+        """frames [B, T, image, image, 3] -> [B, T, Q, D], each frame on its own.
 
-    def patches(self, frames: jax.Array) -> jax.Array:
-        """frames [B, T, image, image, 3], normalised -> [B * T, 1 + P, D_vit], normed."""
-        x = self.ln_vision(self.vit(frames.reshape(-1, *frames.shape[2:])))
+        ``pixels``: frames are uint8 and not yet normalised.
+        """
+
+        def encode(encoder: "FrameEncoder", images: jax.Array) -> jax.Array:
+            images = normalise(images) if pixels else images
+            return encoder.qformer(encoder.patches(images))
+
+        return over_frames(self, encode, frames, self.frame_chunk)
+
+    def patches(self, images: jax.Array) -> jax.Array:
+        """images [N, image, image, 3], normalised -> [N, 1 + P, D_vit], normed."""
+        x = self.ln_vision(self.vit(images))
         self.sow("intermediates", "ln_vision_out", x)
         return x
 
@@ -54,28 +56,32 @@ class VideoLlama(nn.Module):
 
     Top-level parameter names: ``frame_encoder/{vit,ln_vision,qformer}``, ``frame_position``,
     ``video_qformer``, ``video_proj``, ``imagebind``, ``audio_position``, ``audio_qformer``,
-    ``audio_proj``, ``llama``.
+    ``audio_proj``, ``llama``. ``remat`` is the language model's, ``frame_chunk`` the encoders'.
     """
 
     size: VideoLlamaSize
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    frame_chunk: int = 0
 
     def setup(self) -> None:
         s = self.size
-        self.frame_encoder = FrameEncoder(s, self.dtype)
+        self.frame_encoder = FrameEncoder(s, self.dtype, self.frame_chunk)
         self.frame_position = Table(s.max_frames, s.qformer.width, std=s.position_std)
         self.video_qformer = QFormer(s.video_qformer, self.dtype)
         self.video_proj = Dense(s.llama.width, ("embed", "llm"), dtype=self.dtype)
-        self.imagebind = ImageBind(s.imagebind, self.dtype)
+        self.imagebind = ImageBind(s.imagebind, self.dtype, self.frame_chunk)
         self.audio_position = Table(s.max_clips, s.imagebind.out, std=s.position_std)
         self.audio_qformer = QFormer(s.audio_qformer, self.dtype)
         self.audio_proj = Dense(s.llama.width, ("embed", "llm"), dtype=self.dtype)
         self.llama = Llama(s.llama, self.dtype, self.remat)
 
-    def frame_tokens(self, frames: jax.Array) -> jax.Array:
-        """frames [B, T, image, image, 3], normalised -> [B, T, Q, D] of the frozen encoder."""
-        return jax.lax.stop_gradient(self.frame_encoder(frames))
+    def frame_tokens(self, frames: jax.Array, pixels: bool = False) -> jax.Array:
+        """frames [B, T, image, image, 3] -> [B, T, Q, D] of the frozen encoder.
+
+        Frames are normalised already, or ``pixels``, which take less memory.
+        """
+        return jax.lax.stop_gradient(self.frame_encoder(frames, pixels))
 
     def video_tokens(
         self, frame_tokens: jax.Array, valid: jax.Array | None = None, train: bool = False
@@ -96,9 +102,9 @@ class VideoLlama(nn.Module):
         self.sow("intermediates", "video_qformer_out", x)
         return self.video_proj(x)
 
-    def sight_features(self, frames: jax.Array) -> jax.Array:
-        """frames [B, T, image, image, 3], normalised -> ImageBind's [B, T, out] of length 1."""
-        return jax.lax.stop_gradient(self.imagebind.see(frames))
+    def sight_features(self, frames: jax.Array, pixels: bool = False) -> jax.Array:
+        """frames [B, T, image, image, 3], as ``frame_tokens``'s -> ImageBind's [B, T, out]."""
+        return jax.lax.stop_gradient(self.imagebind.see(frames, pixels))
 
     def sound_features(self, mel: jax.Array) -> jax.Array:
         """mel [B, T, mel_bins, mel_frames], normalised -> ImageBind's [B, T, out]."""

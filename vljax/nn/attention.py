@@ -6,8 +6,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from vljax.nn.layers import Dense, constrain, normal
+from vljax.nn.layers import LEAD, Axes, Dense, constrain, normal
 
 NEGATIVE = -1e30  # finite, so that a fully masked row is an average and never NaN
 
@@ -75,6 +76,7 @@ class Attention(nn.Module):
       bias_kv: one learned extra key and value at the end of the sequence (ImageBind audio).
       rope_base: rotary base, or None for no rotary positions.
       dropout: rate on the attention weights, in training.
+      lead: names of the first two axes of x; a split L meets keys and values that are gathered.
     """
 
     heads: int
@@ -85,6 +87,7 @@ class Attention(nn.Module):
     rope_base: float | None = None
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    lead: Axes = LEAD
 
     @nn.compact
     def __call__(
@@ -114,7 +117,7 @@ class Attention(nn.Module):
                 name=name,
             )
             y = dense(y).reshape(*y.shape[:2], heads, head_dim)
-            return constrain(y, ("batch", None, "act_heads", None))
+            return constrain(y, (*self.lead, "act_heads", None))
 
         q = project(x, "query", self.heads, "heads")
         k = project(source, "key", kv_heads, "kv_heads")
@@ -122,6 +125,8 @@ class Attention(nn.Module):
         if self.rope_base is not None:
             assert positions is not None, "rotary attention needs positions"
             q, k = (rotate(y, positions, self.rope_base) for y in (q, k))
+        q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
+        k, v = (constrain(y, (self.lead[0], None, "act_heads", None)) for y in (k, v))
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, cache.next_slot, 1)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, cache.next_slot, 1)
@@ -137,7 +142,7 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )
-        return out(y), cache
+        return checkpoint_name(out(y), "attended"), cache
 
     def _append(self, y: jax.Array, name: str) -> jax.Array:
         row = self.param(name, normal(0.02, ("heads",)), (self.width,)).astype(y.dtype)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from vljax.nn.attention import Attention
-from vljax.nn.layers import MLP, LayerNorm, constrain
+from vljax.nn.layers import LEAD, MLP, Axes, LayerNorm, constrain
 
 EPS = 1e-6  # of both towers' block norms
 
@@ -18,6 +18,7 @@ class PreNormBlock(nn.Module):
     biases: str = "qkvo"
     bias_kv: bool = False
     dtype: jnp.dtype = jnp.float32
+    lead: Axes = LEAD
 
     @nn.compact
     def __call__(self, x: jax.Array, per_layer: None) -> tuple[jax.Array, None]:
@@ -27,10 +28,12 @@ class PreNormBlock(nn.Module):
             biases=self.biases,
             bias_kv=self.bias_kv,
             dtype=self.dtype,
+            lead=self.lead,
             name="attention",
         )
         x = x + attention(LayerNorm(EPS, name="norm1")(x))[0]
-        x = x + MLP(self.mlp, dtype=self.dtype, name="mlp")(LayerNorm(EPS, name="norm2")(x))
-        x = constrain(x, ("batch", None, "act_embed"))
+        mlp = MLP(self.mlp, dtype=self.dtype, lead=self.lead, name="mlp")
+        x = x + mlp(LayerNorm(EPS, name="norm2")(x))
+        x = constrain(x, (*self.lead, "act_embed"))
         self.sow("intermediates", "out", x)
         return x, None

@@ -38,6 +38,10 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     return x if constraint is None else constraint(x, axes)
 
 
+# Names of an activation's first two axes, [B, L]: whose rows these are, and whether L is split.
+LEAD: Axes = ("batch", None)
+
+
 def normal(std: float, axes: Axes) -> Initializer:
     """A N(0, std) initialiser whose parameter carries the logical names ``axes``."""
     return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
@@ -103,11 +107,12 @@ class MLP(nn.Module):
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
+    lead: Axes = LEAD
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         h = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
-        h = constrain(jax.nn.gelu(h, approximate=False), ("batch", None, "act_mlp"))
+        h = constrain(jax.nn.gelu(h, approximate=False), (*self.lead, "act_mlp"))
         return Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="fc2")(h)
 
 
@@ -116,6 +121,7 @@ class GatedMLP(nn.Module):
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
+    lead: Axes = LEAD
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -124,7 +130,7 @@ class GatedMLP(nn.Module):
 
         gate = jax.nn.silu(dense(self.hidden, ("embed", "mlp"), "gate")(x))
         h = gate * dense(self.hidden, ("embed", "mlp"), "up")(x)
-        h = constrain(h, ("batch", None, "act_mlp"))
+        h = constrain(h, (*self.lead, "act_mlp"))
         return dense(x.shape[-1], ("mlp", "embed"), "down")(h)
 
 

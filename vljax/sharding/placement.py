@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vljax.sharding.strategy import AXES, Rules, Strategy
@@ -19,9 +20,9 @@ def partition_spec(
 ) -> PartitionSpec:
     """The spec of an array of ``shape`` with logical ``axes`` on a mesh of {axis: size}.
 
-    A mesh axis used earlier in this spec is skipped; one that does not divide the dimension is
-    skipped and logged (12 heads, 257 tokens and odd vocabularies are ordinary). Raises ValueError
-    for a name that is not in the vocabulary.
+    A mesh axis used earlier in this spec is skipped; one that does not divide what is left of the
+    dimension is skipped and logged (12 heads, 257 tokens and odd vocabularies are ordinary).
+    Raises ValueError for a name that is not in the vocabulary.
     """
     if len(axes) != len(shape):
         raise ValueError(f"axes {tuple(axes)}: expected {len(shape)} of them for shape {shape}")
@@ -32,14 +33,38 @@ def partition_spec(
             raise ValueError(f"logical axis: got {name!r}, expected one of {', '.join(AXES)}")
         wanted = table.get(name, ()) if name else ()
         wanted = (wanted,) if isinstance(wanted, str) else wanted
-        chosen = tuple(a for a in wanted if mesh.get(a, 1) > 1 and a not in used)
-        parts = math.prod(mesh[a] for a in chosen)
-        if size % parts:
-            log.debug("%s of size %d is not split over %s (%d)", name, size, chosen, parts)
-            chosen = ()
+        chosen: tuple[str, ...] = ()
+        for axis in wanted:
+            parts = math.prod(mesh[a] for a in chosen) * mesh.get(axis, 1)
+            if mesh.get(axis, 1) == 1 or axis in used:
+                continue
+            if size % parts:
+                log.debug("%s of size %d is not split over %s (%d)", name, size, axis, mesh[axis])
+                continue
+            chosen = (*chosen, axis)
         used.update(chosen)
         spec.append(chosen[0] if len(chosen) == 1 else chosen or None)
     return PartitionSpec(*spec)
+
+
+def reading(mesh: Mesh, axes: str | Sequence[str]) -> dict[int, int]:
+    """By process, which group it is in, of those that hold the same rows of a batch over ``axes``.
+
+    Raises ValueError where two processes share some of their rows only.
+    """
+    wanted = (axes,) if isinstance(axes, str) else axes
+    over = [axis for axis in mesh.axis_names if axis in wanted]
+    rows: dict[int, set[tuple[int, ...]]] = {}
+    for place, device in np.ndenumerate(mesh.devices):
+        at = dict(zip(mesh.axis_names, place, strict=True))
+        rows.setdefault(device.process_index, set()).add(tuple(at[axis] for axis in over))
+    distinct = sorted({tuple(sorted(held)) for held in rows.values()})
+    if len({row for held in distinct for row in held}) < sum(map(len, distinct)):
+        raise ValueError(
+            f"mesh {dict(mesh.shape)}: got processes that hold some rows of a batch in common, "
+            f"expected all or none; give {' or '.join(over)} another size"
+        )
+    return {process: distinct.index(tuple(sorted(held))) for process, held in rows.items()}
 
 
 class Placement:
@@ -73,6 +98,14 @@ class Placement:
         return jax.tree.map(
             lambda x: self.sharding(("batch", *[None] * (x.ndim - 1)), x.shape), batch
         )
+
+    def readers(self) -> tuple[int, int]:
+        """Which of how many groups of processes this one is in; a group reads the same rows.
+
+        Where a model's axis crosses processes, these hold the same part of a batch.
+        """
+        groups = reading(self.mesh, dict(self.strategy.rules)["batch"])
+        return groups[jax.process_index()], len(set(groups.values()))
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """For ``nn.layers.constraining``: names of an activation become a constraint."""

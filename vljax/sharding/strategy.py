@@ -1,6 +1,7 @@
 """The vocabulary of logical axes and the table of strategies. A new strategy is one entry."""
 
 import dataclasses
+import re
 
 # Axes of parameters.
 PARAMETER_AXES = (
@@ -16,8 +17,19 @@ PARAMETER_AXES = (
     "norm",
 )
 # Axes of activations. Their names differ: under FSDP both would ask for one mesh axis.
-ACTIVATION_AXES = ("batch", "act_embed", "act_mlp", "act_heads", "act_vocab")
+ACTIVATION_AXES = (
+    "batch",
+    "frames",  # examples and their frames as one axis, in the encoders
+    "act_seq",  # the language model's sequence
+    "act_embed",
+    "act_mlp",
+    "act_heads",
+    "act_vocab",
+)
 AXES = PARAMETER_AXES + ACTIVATION_AXES
+
+REST = -1  # the size of a mesh axis that takes the devices which are left
+SLICES = 0  # the size of a mesh axis that has one place for each slice of the machine
 
 Rules = tuple[tuple[str, str | tuple[str, ...]], ...]
 
@@ -26,16 +38,28 @@ Rules = tuple[tuple[str, str | tuple[str, ...]], ...]
 class Strategy:
     """A mesh and the logical axes that are split over it; what has no rule is replicated.
 
-    ``mesh``: (axis, size) pairs, where -1 takes what is left of the devices.
+    ``mesh``: (axis, size) pairs, "data" first: it alone spans slices, which are joined by a network
+    that is slower than what joins the devices of one; the other axes stay inside.
+    ``slices``: how many there are; 0 is as many as the devices say.
     """
 
     name: str
     mesh: tuple[tuple[str, int], ...]
     rules: Rules
+    slices: int = 0
+
+    @property
+    def base(self) -> str:
+        """The name in the table, without sizes."""
+        return _parts(self.name)[0]
 
 
-_BATCH = ("batch", ("data", "fsdp"))
-_FSDP: Rules = (("embed", "fsdp"),)
+def _rows(*axes: str) -> Rules:
+    """Examples over the axes, and so the encoders' frames."""
+    return ("batch", axes), ("frames", axes)
+
+
+_FSDP: Rules = (*_rows("data", "fsdp"), ("embed", "fsdp"))
 _TENSOR: Rules = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
@@ -45,25 +69,59 @@ _TENSOR: Rules = (
     ("act_mlp", "tensor"),
     ("act_vocab", "tensor"),
 )
+# Parameters lie over both axes; frames too, since encoders have no sequence worth splitting.
+_SEQUENCE: Rules = (
+    ("batch", ("data", "fsdp")),
+    ("frames", ("data", "fsdp", "seq")),
+    ("embed", ("fsdp", "seq")),
+    ("act_seq", "seq"),
+)
 
 STRATEGIES = {
     s.name: s
     for s in (
-        Strategy("dp", (("data", -1),), (("batch", "data"),)),
-        Strategy("fsdp", (("data", 1), ("fsdp", -1)), (_BATCH, *_FSDP)),
-        Strategy("tp", (("data", 1), ("tensor", -1)), (("batch", "data"), *_TENSOR)),
+        Strategy("dp", (("data", REST),), _rows("data")),
+        Strategy("fsdp", (("data", SLICES), ("fsdp", REST)), _FSDP),
+        Strategy("tp", (("data", SLICES), ("tensor", REST)), (*_rows("data"), *_TENSOR)),
         Strategy(
             "fsdp_tp",
-            (("data", 1), ("fsdp", -1), ("tensor", 2)),
-            (_BATCH, *_FSDP, *_TENSOR),
+            (("data", SLICES), ("fsdp", REST), ("tensor", 2)),
+            (*_FSDP, *_TENSOR),
         ),
-        Strategy("dp_tp", (("data", -1), ("tensor", 2)), (("batch", "data"), *_TENSOR)),
+        Strategy("dp_tp", (("data", REST), ("tensor", 2)), (*_rows("data"), *_TENSOR)),
+        Strategy("fsdp_sp", (("data", SLICES), ("fsdp", REST), ("seq", 2)), _SEQUENCE),
     )
 }
 
 
-def strategy(name: str) -> Strategy:
-    """The named strategy. Raises ValueError with the names there are."""
+def strategy(text: str) -> Strategy:
+    """The named strategy, with sizes of mesh axes if they follow: "fsdp_tp:tensor=4".
+
+    More than one are joined by colons; "slices=2" cuts devices into slices that do not tell of
+    any. Where the axis that would take the rest gets a size, "data" takes it. Raises ValueError
+    with the names there are.
+    """
+    name, *changes = _parts(text)
     if name not in STRATEGIES:
-        raise ValueError(f"sharding: got {name!r}, expected one of {', '.join(STRATEGIES)}")
-    return STRATEGIES[name]
+        raise ValueError(f"sharding: got {text!r}, expected one of {', '.join(STRATEGIES)}")
+    found = STRATEGIES[name]
+    axes = (*dict(found.mesh), "slices")
+    sizes: dict[str, int] = {}
+    for change in changes:
+        axis, _, size = change.partition("=")
+        if axis not in axes or axis in sizes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"sharding {text}: got {change!r}, expected each of {', '.join(axes)} once at "
+                f"most, as in {name}:{found.mesh[-1][0]}=4"
+            )
+        sizes[axis] = int(size)
+    mesh = {axis: sizes.get(axis, size) for axis, size in found.mesh}
+    if REST not in mesh.values() and "data" not in sizes:
+        mesh["data"] = REST
+    return dataclasses.replace(
+        found, name=text, mesh=tuple(mesh.items()), slices=sizes.get("slices", 0)
+    )
+
+
+def _parts(text: str) -> list[str]:
+    return re.split("[:,]", text)

@@ -20,7 +20,7 @@ from vljax.data.features import FeaturesError, Writer
 from vljax.data.quarantine import BAD, reason
 from vljax.data.views import Item, Loaded, load
 from vljax.models.sizes import VideoLlamaSize
-from vljax.models.video_llama import VideoLlama, normalise
+from vljax.models.video_llama import VideoLlama
 from vljax.progress import Progress
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
@@ -33,11 +33,11 @@ Key = tuple[str, str]  # media hash, view
 
 
 def _frame_tokens(model: VideoLlama, frames: jax.Array) -> jax.Array:
-    return model.frame_tokens(normalise(frames))
+    return model.frame_tokens(frames, pixels=True)
 
 
 def _sight_features(model: VideoLlama, frames: jax.Array) -> jax.Array:
-    return model.sight_features(normalise(frames))
+    return model.sight_features(frames, pixels=True)
 
 
 @dataclasses.dataclass(frozen=True)

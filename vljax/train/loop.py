@@ -17,12 +17,13 @@ import numpy as np
 
 from vljax import store
 from vljax.progress import Progress
-from vljax.sharding.mesh import make_mesh
+from vljax.sharding.mesh import by_slice, make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import Strategy
 from vljax.store import Tree
 from vljax.train import partition
 from vljax.train.checkpoint import Checkpoints
+from vljax.train.legality import require_legal
 from vljax.train.metrics import MetricsLog, plot_loss
 from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from vljax.train.step import Problem, TrainState, make_state, make_train_step
@@ -39,6 +40,8 @@ class Run:
     ``start``: folders of weights, later ones over earlier ones; what they lack is initialised
     if it is trainable and an error if it is frozen. ``begin_as``: pairs of slash prefixes; what
     lies under the first begins as a copy of what the start weights hold under the second.
+    ``batch_sizes`` of the sources, and ``lengths`` that a row's tokens may have: what is known of
+    the batches before the first one, to be checked against the mesh.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Run:
     seed: int = 0
     save_every: int = 1000
     log_every: int = 10
+    batch_sizes: tuple[tuple[str, int], ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
 def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
@@ -61,6 +66,7 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
       batches: gives the pairs of source name and batch that follow a step.
       manifest: what to say of the weights besides what the loop knows.
     """
+    require_legal_here(run)
     run.workdir.mkdir(parents=True, exist_ok=True)
     placement = Placement(run.strategy, make_mesh(run.strategy))
     tx = make_optimizer(run.optimizer, run.steps)
@@ -100,6 +106,18 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     return folder
 
 
+def require_legal_here(run: Run) -> None:
+    """Raises ValueError where the run does not fit on a mesh of the devices there are."""
+    require_legal(
+        run.problem,
+        run.strategy,
+        jax.device_count(),
+        slices=len(by_slice(run.strategy, jax.devices())),
+        batch_sizes=dict(run.batch_sizes),
+        lengths=run.lengths,
+    )
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM are only noted, in the list given: the step is finished and saved first.
@@ -129,7 +147,17 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 # What may change when a run goes on.
-FREE = ("workdir", "sharding", "log_every", "save_every", "decoding", "features")
+FREE = (
+    "workdir",
+    "sharding",
+    "remat",
+    "accumulate",
+    "frame_chunk",
+    "log_every",
+    "save_every",
+    "decoding",
+    "features",
+)
 
 
 def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
@@ -184,8 +212,11 @@ def _replicate_rest(state: TrainState, placement: Placement) -> TrainState:
 
 
 def place(batch: HostBatch, placement: Placement) -> dict[str, jax.Array]:
-    """Puts this host's rows onto the mesh: global arrays, split over the data axes."""
-    hosts = jax.process_count()
+    """Puts this host's rows onto the mesh: global arrays, split over the data axes.
+
+    The rows are those of its ``placement.readers()``.
+    """
+    hosts = placement.readers()[1]
     shapes = {n: (x.shape[0] * hosts, *x.shape[1:]) for n, x in batch.items()}
     where = placement.batch({n: jax.ShapeDtypeStruct(s, batch[n].dtype) for n, s in shapes.items()})
     return {

@@ -27,14 +27,20 @@ Loss = tuple[jax.Array, dict[str, jax.Array]]
 class Objective:
     """``module`` builds the Linen module of a size; ``method`` is its loss on a batch.
 
+    ``module``: of a size, a dtype, a remat policy and a chunk of frames.
     ``batch`` gives abstract arrays of a smallest batch of a size: the fields the method reads.
     ``encodes``: outputs of frozen towers that a batch may hold in place of its frames.
+    ``weight``: what a loss and its metrics are means over, as a number; None where a batch's loss
+    is no mean over its rows, so that it can't be had from parts of the batch.
+    ``fewest``: rows that such a part must have.
     """
 
-    module: Callable[[VideoLlamaSize, Any, str], nn.Module]
+    module: Callable[[VideoLlamaSize, Any, str, int], nn.Module]
     method: Callable[[Any, Batch], Loss]
     batch: Callable[[VideoLlamaSize], dict[str, jax.ShapeDtypeStruct]]
     encodes: tuple[str, ...] = ()
+    weight: Callable[[Batch], jax.Array] | None = None
+    fewest: int = 1
 
     def from_features(self) -> "Objective":
         """The same, of batches that hold what the towers made: these are never run or loaded."""
@@ -54,9 +60,21 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
 
 
 def language_loss(logits: jax.Array, labels: jax.Array) -> Loss:
-    """Next-token loss: logits [B, L, V] against labels [B, L] one to the left (paper's code)."""
-    loss, accuracy = cross_entropy(logits[:, :-1], labels[:, 1:])
+    """Next-token loss: logits [B, L, V] against labels [B, L] one to the left (paper's code).
+
+    The labels move, so that logits whose L is split stay where they are.
+    """
+    loss, accuracy = cross_entropy(logits, _next(labels))
     return loss, {"token_accuracy": accuracy}
+
+
+def _next(labels: jax.Array) -> jax.Array:
+    return jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
+
+
+def taught_tokens(batch: Batch) -> jax.Array:
+    """How many tokens ``language_loss`` is a mean over."""
+    return (_next(batch["labels"]) != IGNORE).sum()
 
 
 def vision(model: VideoLlama, batch: Batch, distract: bool = False) -> Loss:
@@ -98,14 +116,14 @@ def _frame_tokens(model: VideoLlama, batch: Batch) -> jax.Array:
     """[B, T, Q, D] of the frozen encoder, made now or before."""
     if "frame_tokens" in batch:
         return batch["frame_tokens"].astype(model.dtype)
-    return model.frame_tokens(normalise(batch["frames"]))
+    return model.frame_tokens(batch["frames"], pixels=True)
 
 
 def _sight_features(model: VideoLlama, batch: Batch) -> jax.Array:
     """[B, T, D] of ImageBind's vision tower, made now or before."""
     if "sight_features" in batch:
         return batch["sight_features"]
-    return model.sight_features(normalise(batch["frames"]))
+    return model.sight_features(batch["frames"], pixels=True)
 
 
 def _of_another_row(media: jax.Array) -> jax.Array:
@@ -163,7 +181,7 @@ class TagPretraining(nn.Module):
         """frames [B, 1, H, W, 3]; tags [B, things, len(classes)]; patch_tags [B, P];
         rgb [B, things, 3], NaN where there is no thing.
         """
-        patches = self.frame_encoder.patches(normalise(batch["frames"]))
+        patches = self.frame_encoder.patches(normalise(batch["frames"][:, 0]))
         x = self.frame_encoder.qformer(patches)
         covered, _ = cross_entropy(self.patch_head(patches[:, 1:]), batch["patch_tags"])
         x = x.reshape(x.shape[0], -1)
@@ -193,7 +211,7 @@ class PairPretraining(nn.Module):
 
         Contrastive both ways; all of the batch's pairs of one kind are positives of each other.
         """
-        sight = self.imagebind.see(normalise(batch["frames"]))[:, 0]
+        sight = self.imagebind.see(batch["frames"], pixels=True)[:, 0]
         sound = self.imagebind.hear(batch["mel"])[:, 0] / self.size.imagebind.sound.norm
         logits = sight @ sound.T * jnp.exp(jnp.minimum(self.log_scale, jnp.log(100.0)))
         same = batch["kinds"][:, None] == batch["kinds"][None]
@@ -245,7 +263,7 @@ def make_objective(name: str, **options: Any) -> Objective:
     if name == "tags":
         classes, things = tuple(options["classes"]), options["things"]
 
-        def tags(size: VideoLlamaSize, dtype: Any, remat: str) -> TagPretraining:
+        def tags(size: VideoLlamaSize, dtype: Any, *_: Any) -> TagPretraining:
             return TagPretraining(size, classes, things, dtype)
 
         def tags_batch(size: VideoLlamaSize) -> dict[str, jax.ShapeDtypeStruct]:
@@ -257,7 +275,7 @@ def make_objective(name: str, **options: Any) -> Objective:
         return Objective(tags, TagPretraining.__call__, tags_batch)
     if name == "pairs":
 
-        def pairs(size: VideoLlamaSize, dtype: Any, remat: str) -> PairPretraining:
+        def pairs(size: VideoLlamaSize, dtype: Any, *_: Any) -> PairPretraining:
             return PairPretraining(size, dtype)
 
         return Objective(pairs, PairPretraining.__call__, _pairs_batch)
@@ -270,4 +288,5 @@ def make_objective(name: str, **options: Any) -> Objective:
         "audio": ("sight_features", "frame_tokens")[: 2 if options.get("distract") else 1],
     }
     method = functools.partial(methods[name], **options)
-    return Objective(VideoLlama, method, batch, encodes.get(name, ()))
+    fewest = 2 if options.get("distract") else 1  # another row is one of the same part
+    return Objective(VideoLlama, method, batch, encodes.get(name, ()), taught_tokens, fewest)
