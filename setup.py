@@ -21,7 +21,12 @@ BASE = [
     "av>=18",
     "pillow>=11",
 ]
-DATA = ["tensorflow-cpu>=2.21", "tensorflow-datasets>=4.9.10", "matplotlib>=3.10"]
+DATA = [
+    "tensorflow-cpu>=2.21",
+    "tensorflow-datasets>=4.9.10",
+    "matplotlib>=3.10",
+    "tensorboardX>=2.6",
+]
 BEAM = ["apache-beam>=2.77"]  # to prepare data sets on an engine
 CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there

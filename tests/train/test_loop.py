@@ -16,6 +16,7 @@ from vljax.sharding.strategy import strategy
 from vljax.store import WeightsError, content_hash, flatten, unflatten
 from vljax.train import partition
 from vljax.train.loop import Run, fit
+from vljax.train.metrics import TIMING, without_timing
 from vljax.train.objectives import make_objective
 from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
@@ -82,7 +83,7 @@ def rows(run: Run) -> list[dict]:
 def whole(make_run, batches, tmp_path_factory):
     """A run to its end, and its weights' folder."""
     run = make_run(tmp_path_factory.mktemp("whole"))
-    return run, fit(run, batches(), {"hello": "world"})
+    return run, fit(dataclasses.replace(run, profile=(2, 4)), batches(), {"hello": "world"})
 
 
 def test_records_that_could_not_be_read_are_counted(make_run, media_batch, tmp_path):
@@ -132,15 +133,53 @@ def test_a_run_and_the_same_one_interrupted(make_run, batches, whole, tmp_path):
     }
     log = rows(whole)
     assert [r["step"] for r in log] == [1, 2, 3, 4, 5, 6]
-    assert set(log[0]) == {"step", "loss", "grad_norm", "token_accuracy", "lr", "seconds"}
+    told = {"step", "loss", "grad_norm", "token_accuracy", "lr", "samples"}
+    assert all(set(without_timing(row)) == told for row in log)
+    assert [row["samples"] for row in log] == [8, 16, 24, 32, 40, 48]
     assert log[0]["lr"] == pytest.approx(RATES.warmup_lr)
     assert (whole.workdir / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
     resumed, facts = store.load(again)
     assert content_hash(resumed) == content_hash(params)
     assert facts == manifest
-    losses = {r["step"]: r["loss"] for r in rows(parts)}
-    assert losses == {r["step"]: r["loss"] for r in log}
+    assert [*map(without_timing, rows(parts))] == [*map(without_timing, log)]
+
+
+def test_rates_stand_in_every_row_but_the_first(whole):
+    """Before the first one, programs were compiled. A CPU has no peak, hence no MFU."""
+    first, *later = rows(whole[0])
+    assert {n for n in first if n in TIMING} == {"seconds"}
+    for row in later:
+        assert {n for n in row if n in TIMING} == {*TIMING} - {"mfu"}
+        assert row["tokens_per_s_per_device"] / row["clips_per_s"] == pytest.approx(10 / 8)
+    assert later[-1]["eta_s"] == 0
+
+
+def test_tensorboard_has_the_same_rows(whole):
+    run, _ = whole
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    file = min((run.workdir / "tensorboard").iterdir())
+    written = {}
+    data = file.read_bytes()
+    while data:  # length, its checksum, an event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        data = data[size + 16 :]
+        for value in event.summary.value:
+            written.setdefault(event.step, {})[value.tag] = value.simple_value
+    for row in rows(run):
+        step = row.pop("step")
+        assert written[step] == pytest.approx(row)
+
+
+def test_a_profile_of_some_steps(whole):
+    assert list((whole[0].workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_profile_beyond_the_run_is_refused(make_run, batches, tmp_path):
+    run = dataclasses.replace(make_run(tmp_path), profile=(3, 9))
+    with pytest.raises(ValueError, match="--profile: got 3:9, expected FROM < TO within the 6 st"):
+        fit(run, batches(), {})
 
 
 def test_a_finished_run_is_not_trained_again(whole, batches):

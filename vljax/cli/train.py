@@ -38,6 +38,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a file with get_config(ARG)")
     parser.add_argument("--print-parameters", action="store_true", help="print a table, then stop")
     parser.add_argument("--json", action="store_true", help="the table as JSON")
+    parser.add_argument(
+        "--profile",
+        metavar="FROM:TO",
+        nargs="?",
+        const="3:6",
+        help="trace these steps, counted from where the command begins (3:6), to WORKDIR/profile",
+    )
     args, rest = parser.parse_known_args(argv)
     if not args.config:
         parser.error("name a config: --config=configs/tiny.py:stage=all")
@@ -45,9 +52,19 @@ def main(argv: Sequence[str]) -> None:
     if args.print_parameters:
         print_parameters(config, args.json)
     elif "stages" in config:
-        train_all(config)
+        train_all(config, steps_range(args.profile))
     else:
-        train_one(config)
+        train_one(config, steps_range(args.profile))
+
+
+def steps_range(told: str | None) -> tuple[int, int] | None:
+    """ "3:6" -> (3, 6). Raises ValueError for what is not two numbers."""
+    if told is None:
+        return None
+    first, _, last = told.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise ValueError(f"--profile: got {told!r}, expected FROM:TO, such as 3:6")
+    return int(first), int(last)
 
 
 def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
@@ -70,10 +87,10 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
     return read
 
 
-def train_one(config: ConfigDict) -> Path:
+def train_one(config: ConfigDict, profile: tuple[int, int] | None = None) -> Path:
     """Trains a config in its workdir; the tiny world's files are made if they are not there."""
     prepare_workdir(config)
-    run = make_run(config)
+    run = dataclasses.replace(make_run(config), profile=profile)
     encoders = encoder_hashes(config, run.start)
     sources = make_sources(config, run.problem.size, encoders)
 
@@ -107,7 +124,7 @@ def prepare_workdir(config: ConfigDict) -> None:
         ensure_world(config)
 
 
-def train_all(config: ConfigDict) -> None:
+def train_all(config: ConfigDict, profile: tuple[int, int] | None = None) -> None:
     """Each stage in a folder of its own, those that are done already skipped; then one model."""
     if not config.workdir:
         raise ValueError("--config.workdir: got nothing, expected a folder for all stages")
@@ -119,7 +136,7 @@ def train_all(config: ConfigDict) -> None:
             require_same(stage)
             print(f"{name}: done already, in {root / name}", file=sys.stderr)
             continue
-        train_one(stage)
+        train_one(stage, profile)
     print(export(config, root))
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import jax
 import numpy as np
 
 from vljax import store
-from vljax.progress import Progress
 from vljax.sharding.mesh import by_slice, make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import Strategy
@@ -24,12 +22,14 @@ from vljax.store import Tree
 from vljax.train import partition
 from vljax.train.checkpoint import Checkpoints
 from vljax.train.legality import require_legal
-from vljax.train.metrics import MetricsLog, plot_loss
+from vljax.train.metrics import plot_loss
 from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from vljax.train.profiling import Profiler
+from vljax.train.report import Pending, Report
+from vljax.train.speed import Speed
 from vljax.train.step import Problem, TrainState, make_state, make_train_step
 
 HostBatch = dict[str, np.ndarray]
-Pending = tuple[int, dict[str, Any]]  # a step's number and metrics, not yet read
 Batches = Callable[[int], Iterator[tuple[str, HostBatch]]]  # from a step on: (source, batch)
 
 
@@ -57,6 +57,7 @@ class Run:
     log_every: int = 10
     batch_sizes: tuple[tuple[str, int], ...] = ()
     lengths: tuple[int, ...] = ()
+    profile: tuple[int, int] | None = None  # from which step to which, where this command begins
 
 
 def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
@@ -75,7 +76,9 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     step_fn = make_train_step(run.problem, tx, placement, state)
     rate = schedule(run.optimizer, run.steps)
     consumed: collections.Counter[str] = collections.Counter()
-    with Checkpoints(run.workdir / "checkpoints") as checkpoints, stop_signals() as stopped:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints"))
+        stopped = stack.enter_context(stop_signals())
         facts = {"frozen": frozen_hash, "config": comparable(manifest.get("config"), run.workdir)}
         facts |= {"encoders": manifest["encoders"]} if "encoders" in manifest else {}
         restored = checkpoints.restore(state, facts)
@@ -83,22 +86,30 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
             state, meta = restored
             consumed.update(meta["consumed"])
         start = int(state.step)
-        log, progress = MetricsLog(run.workdir, start), Progress(run.name, run.steps, start)
+        speed = Speed(run.problem, list(placement.mesh.devices.flat))
+        report = stack.enter_context(
+            Report(run.name, run.workdir, start, run.steps, run.log_every, rate, speed)
+        )
+        profiler = stack.enter_context(
+            Profiler(run.workdir / "profile", run.profile, run.steps - start)
+        )
         pending: Pending | None = None
-        began = time.monotonic()
         for step, (source, batch) in enumerate(batches(start), start):
             consumed.update(_count(source, batch))
             batch.pop("missing", None)  # counted; the device has no use for it
-            state, metrics = step_fn(state, frozen, place(batch, placement))
+            placed = place(batch, placement)
+            profiler.before(step - start)
+            state, metrics = step_fn(state, frozen, placed)
+            profiler.after(step - start, metrics)
             if pending is not None:
-                _report(run, pending, log, progress, rate, time.monotonic() - began)
-            pending = (step + 1, metrics | _skipped(consumed))
+                report(pending)
+            pending = Pending(step + 1, metrics | _seen(consumed), speed.work(placed))
             last = step + 1 == run.steps or bool(stopped)
             if last or (step + 1) % run.save_every == 0:
-                _require_finite(run, pending)
+                report.require_finite(pending)
                 checkpoints.save(state, facts | {"consumed": dict(consumed)})
             if last:
-                _report(run, pending, log, progress, rate, time.monotonic() - began)
+                report(pending)
             if stopped:
                 raise KeyboardInterrupt
     folder = _finish(run, state, frozen_hash, consumed, manifest)
@@ -235,40 +246,14 @@ def _count(source: str, batch: HostBatch) -> dict[str, int]:
     return counts
 
 
-def _skipped(consumed: collections.Counter[str]) -> dict[str, int]:
-    """Records so far that could not be read, where leaving them out was asked for."""
-    skipped = [n for name, n in consumed.items() if name.startswith("skipped/")]
-    return {"skipped": sum(skipped)} if skipped else {}
-
-
-def _report(
-    run: Run,
-    pending: Pending,
-    log: MetricsLog,
-    progress: Progress,
-    rate: Callable,
-    seconds: float,
-) -> None:
-    """Reads the metrics of the step before, while the device works on this one."""
-    step, metrics = pending
-    if step % run.log_every and step != run.steps:
-        return
-    _require_finite(run, pending)
-    values = {name: float(value) for name, value in metrics.items()}
-    row = {"step": step, **values, "lr": float(rate(step - 1)), "seconds": round(seconds, 2)}
-    log.write(row)
-    progress.show(step, f"loss {values['loss']:.4f}")
-
-
-def _require_finite(run: Run, pending: Pending) -> None:
-    """Nothing that is not a number is ever written down as progress."""
-    step, metrics = pending
-    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if not np.isfinite([loss, norm]).all():
-        raise FloatingPointError(
-            f"{run.name}: loss is {loss}, gradient norm {norm} at step {step}; lower "
-            "--config.optimizer.peak_lr, or look at every step with --config.log_every=1"
-        )
+def _seen(consumed: collections.Counter[str]) -> dict[str, int]:
+    """Samples so far; and records that could not be read, where leaving them out was asked for."""
+    counts = {
+        kind: [n for name, n in consumed.items() if name.startswith(f"{kind}/")]
+        for kind in ("source", "skipped")
+    }
+    seen = {"samples": sum(counts["source"])}
+    return seen | ({"skipped": sum(counts["skipped"])} if counts["skipped"] else {})
 
 
 def _finish(

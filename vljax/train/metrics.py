@@ -1,9 +1,19 @@
-"""What remains of a run to look at: metrics.jsonl and a picture of the loss."""
+"""What remains of a run to look at: metrics.jsonl, TensorBoard's files, a picture of the loss."""
 
 import collections
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+# What depends on the clock; all else in a row follows from the config, killed and resumed or not.
+TIMING = ("seconds", "clips_per_s", "tokens_per_s_per_device", "mfu", "eta_s")
+
+
+def without_timing(row: dict[str, Any]) -> dict[str, Any]:
+    """What two runs of one config have in common, however fast they were."""
+    return {name: value for name, value in row.items() if name not in TIMING}
 
 
 class MetricsLog:
@@ -19,6 +29,31 @@ class MetricsLog:
             file.write(json.dumps(row) + "\n")
 
 
+class TensorBoard:
+    """Event files in ``workdir/tensorboard``, if tensorboardX is there; a sentence if it is not."""
+
+    def __init__(self, workdir: Path, step: int = 0):
+        self._writer: Any = None
+        if not _installed("tensorboardX", "TensorBoard files"):
+            return
+        from tensorboardX import SummaryWriter
+
+        folder = str(workdir / "tensorboard")
+        self._writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._writer is None:
+            return
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The rows there are; a last one that was cut short is left out."""
     path = workdir / "metrics.jsonl"
@@ -29,7 +64,9 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def plot_loss(workdir: Path) -> None:
-    """Draws ``workdir/loss.png`` from metrics.jsonl."""
+    """Draws ``workdir/loss.png`` from metrics.jsonl, if matplotlib is there."""
+    if not _installed("matplotlib", "loss.png"):
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,3 +83,11 @@ def plot_loss(workdir: Path) -> None:
     axes.grid(alpha=0.3)
     figure.savefig(workdir / "loss.png", dpi=110)
     plt.close(figure)
+
+
+def _installed(package: str, what: str) -> bool:
+    """Whether a package is there; what it would have written is not worth a run."""
+    if importlib.util.find_spec(package) is not None:
+        return True
+    print(f"no {what}: pip install {package} makes them", file=sys.stderr)
+    return False

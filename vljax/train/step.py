@@ -18,7 +18,6 @@ from vljax.store import Tree
 from vljax.train import partition
 from vljax.train.objectives import Batch, Objective
 
-
 Differentiated = tuple[dict[str, jax.Array], Tree]  # metrics with the loss, gradients
 
 
@@ -64,6 +63,9 @@ class Problem:
                 f"accumulate: got {self.accumulate}, expected 1 for an objective whose loss is no "
                 "mean over rows"
             )
+
+    def without_remat(self) -> "Problem":
+        return dataclasses.replace(self, remat="none")
 
     def abstract(self) -> Tree:
         """The abstract parameter tree, boxed with logical axes: what the loss touches, no more."""
@@ -134,9 +136,7 @@ def make_train_step(
         metrics = metrics | {"grad_norm": optax.global_norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(
-        train_step, donate_argnames="state", out_shardings=(where, placement.replicated)
-    )
+    return jax.jit(train_step, donate_argnames="state", out_shardings=(where, placement.replicated))
 
 
 def accumulated(
