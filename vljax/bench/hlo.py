@@ -29,6 +29,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
+_COMMENT = re.compile(r"/\*.*?\*/")
+_SCALAR = re.compile(r"[su]\d+\[\][^ ]* constant\((\d+)\)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 _OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][a-z0-9\-]*)\(")
@@ -52,15 +54,16 @@ class Collective:
 def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
     """The collectives of the HLO ``text`` of a program on a mesh of {axis: size}, largest first.
 
-    Those of one kind and axis are added up. A channel that stands in the text several times, as
-    asynchronous fusions write it, is one collective; its loops' trip counts are multiplied.
+    Those of one kind and axis are added up, times the trip counts of their loops. A channel that
+    stands in the text several times is one collective: asynchronous fusions write it again wherever
+    a piece of it goes on, inside inner loops too. It counts where it is run least often.
     ``slices``: how many the mesh spans; the text then speaks of the devices of one.
     """
     found: dict[str, Collective] = {}
     for name, body, times in _visits(_parse(text)):
         channel = re.search(r"channel_id=(\d+)", body)
         key = f"channel {channel[1]}" if channel else name
-        if key not in found or found[key].count < times:
+        if key not in found or found[key].count > times:
             found[key] = _collective(body, times, mesh, slices)
     total: dict[tuple[str, str], Collective] = {}
     for one in found.values():
@@ -96,7 +99,7 @@ def _parse(text: str) -> Program:
         elif line.startswith("}"):
             current = None
         elif current is not None:
-            instruction = _INSTRUCTION.match(line)
+            instruction = _INSTRUCTION.match(_COMMENT.sub("", line))
             if instruction:
                 current.append((instruction[1], instruction[2]))
     if not entry:
@@ -137,27 +140,51 @@ def _kind(body: str) -> str:
     return ""
 
 
-def _trip_count(body: str, computations: Mapping[str, list[tuple[str, str]]]) -> int:
-    """How often a loop runs: as XLA states it, else the constant that its condition compares with.
+Computations = Mapping[str, list[tuple[str, str]]]
 
-    TPU programs state none. A condition without a constant counts as one round.
+
+def _trip_count(body: str, computations: Computations) -> int:
+    """How often a loop runs: as XLA states it, else from its condition and the step of its counter.
+
+    TPU programs state none. A loop whose condition compares with no constant counts as one round.
     """
     known = re.search(r'"known_trip_count":\s*(\{[^}]*\})', body)
     if known:
         return int(json.loads(known[1])["n"])
-    condition = re.search(r"condition=%?([\w.\-]+)", body)
-    constants = _constants(condition[1], computations) if condition else []
-    return max(constants, default=1)
+    condition, inside = (re.search(rf"{part}=%?([\w.\-]+)", body) for part in ("condition", "body"))
+    if not condition or not inside:
+        return 1
+    limits = _constants(condition[1], computations)
+    counter = re.search(r"index=(\d+)", " ".join(b for _, b in computations.get(condition[1], ())))
+    step = _step(int(counter[1]), inside[1], computations) if counter else 1
+    return max(math.ceil(max(limits, default=1) / step), 1)
 
 
-def _constants(name: str, computations: Mapping[str, list[tuple[str, str]]]) -> list[int]:
+def _constants(name: str, computations: Computations) -> list[int]:
     found = []
     for _, body in computations.get(name, ()):
-        constant = re.match(r"[su]\d+\[\][^ ]* constant\((\d+)\)", body)
+        constant = _SCALAR.match(body)
         found += [int(constant[1])] if constant else []
         for called in _called(body):
             found += _constants(called, computations)
     return found
+
+
+def _step(counter: int, name: str, computations: Computations) -> int:
+    """What a loop's body adds to the ``counter``-th of its values; a loop that was unrolled: 2."""
+    instructions = dict(computations.get(name, ()))
+    if not instructions:
+        return 1
+    root = list(instructions.values())[-1]
+    operands = re.findall(r"%([\w.\-]+)", root.split(" tuple(")[-1].split("), ")[0])
+    added = instructions.get(operands[counter], "") if counter < len(operands) else ""
+    while " copy(" in added or " bitcast(" in added:
+        added = instructions.get(re.findall(r"\(%([\w.\-]+)", added)[0], "")
+    if " add(" not in added:
+        return 1
+    terms = re.findall(r"%([\w.\-]+)", added.split(" add(")[1].split(")")[0])
+    constants = [_SCALAR.match(instructions.get(term, "")) for term in terms]
+    return max((int(c[1]) for c in constants if c), default=1) or 1
 
 
 def _result(kind: str, body: str) -> int:
