@@ -68,7 +68,7 @@ def cuda_devices(chip: Chip, shape: str) -> tuple[Any, ...]:
         ) from error
     except Exception as error:  # whatever the plug-in raises
         raise ValueError(
-            f"topology {chip.name}:{shape}: {str(error).splitlines()[0]}; expected SLICESxHOSTSxCARDS "
-            "such as 1x1x8"
+            f"topology {chip.name}:{shape}: {str(error).splitlines()[0]}; expected "
+            "SLICESxHOSTSxCARDS such as 1x1x8"
         ) from error
     return tuple(described.devices)

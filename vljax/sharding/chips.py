@@ -8,8 +8,8 @@ class Chip:
     """One device as JAX counts them: of a TPU v4 or v7x that is half a chip.
 
     ``kinds``: how its ``device_kind`` begins. ``memory``: bytes a program may use, as the compiler
-    states it on TPUs. ``link``: bytes/s, one way, of an ICI link (TPU), or of all of a card's NVLink
-    together. ``wraps``: the length at which a torus dimension closes; a shorter one is a line.
+    states it on TPUs. ``link``: bytes/s, one way, of an ICI link (TPU), or of all of a card's
+    NVLink together. ``wraps``: the length at which a torus dimension closes; a shorter one is a line.
     ``network``: bytes/s a device between slices or hosts, an assumption about the data centre.
     """
 
