@@ -67,12 +67,12 @@ LOOP = """HloModule jit_f, is_scheduled=true
 
 %fused.1 (p: bf16[1,8,4]) -> bf16[1,8,16] {
   %p = bf16[1,8,4]{2,1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %all-gather.1 = bf16[1,8,16]{2,1,0} all-gather(%p), channel_id=9, replica_groups=GROUPS, dimensions={2}
+  ROOT %all-gather.1 = bf16[1,8,16]{2,1,0} all-gather(%p), channel_id=9, replica_groups=GROUPS
 }
 
 %fused.2 (p: bf16[1,8,4]) -> bf16[1,8,16] {
   %p = bf16[1,8,4]{2,1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %all-gather.2 = bf16[1,8,16]{2,1,0} all-gather(%p), channel_id=9, replica_groups=GROUPS, dimensions={2}
+  ROOT %all-gather.2 = bf16[1,8,16]{2,1,0} all-gather(%p), channel_id=9, replica_groups=GROUPS
 }
 
 %body (arg: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {

@@ -9,7 +9,7 @@ class Chip:
 
     ``kinds``: how its ``device_kind`` begins. ``memory``: bytes a program may use, as the compiler
     states it on TPUs. ``link``: bytes/s, one way, of an ICI link (TPU), or of all of a card's
-    NVLink together. ``wraps``: the length at which a torus dimension closes; a shorter one is a line.
+    NVLink together. ``wraps``: the length at which a torus dimension closes, to be a line below it.
     ``network``: bytes/s a device between slices or hosts, an assumption about the data centre.
     """
 
