@@ -30,6 +30,8 @@ DATA = [
 BEAM = ["apache-beam>=2.77"]  # to prepare data sets on an engine
 CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
+# What `vljax bench data` compares with.
+BENCH = ["torch==2.13.0", "torchaudio>=2.11", "decord==0.6.0"]
 DEV = ["pytest>=9", "ruff>=0.14", "mypy>=1.18", "chex>=0.1.92", "librosa>=0.11"]
 
 setup(
@@ -48,6 +50,7 @@ setup(
         "beam": DATA + BEAM,
         "convert": CONVERT,
         "parity": PARITY,
+        "bench": BENCH,
         "dev": DATA + CONVERT + DEV,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],

@@ -2,15 +2,18 @@
 
 ::
 
-    DIR/manifest.json   what made them, size, template, hash of names, shapes
+    DIR/manifest.json   what made them, size, template, hash of names, shapes, digests of arrays
     DIR/params/         nested dict of arrays
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ class WeightsError(ValueError):
     """Weights that are missing, damaged or do not fit; the sentence names both sides."""
 
 
-def flatten(tree: Tree) -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
     """Nested dicts -> {"a/b/c": leaf}."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in pairs}
@@ -61,24 +64,53 @@ def content_hash(tree: Tree) -> str:
     return digest.hexdigest()[:16]
 
 
+def digest(value: np.ndarray, begun: Any = None) -> Any:
+    """SHA-256 of an array's bytes in C order; goes on with one that was ``begun``."""
+    made = hashlib.sha256() if begun is None else begun
+    made.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return made
+
+
 def save(folder: str | Path, params: Tree, manifest: dict[str, Any], dtype: Any = None) -> None:
-    """Writes weights and manifest to ``folder``, over what it holds; ``dtype`` casts arrays."""
+    """Writes weights and manifest to ``folder``, over what it holds; ``dtype`` casts arrays.
+
+    Of several processes one may do so; the others need not know.
+    """
+    params = jax.tree.map(np.asarray, params)
+    if dtype is not None:
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+    _save_arrays(Path(folder).absolute(), params)
+    digests = {name: digest(x).hexdigest()[:32] for name, x in flatten(params).items()}
+    write_manifest(Path(folder), params, manifest, digests)
+
+
+def _save_arrays(folder: Path, params: Tree) -> None:
     import orbax.checkpoint as ocp
 
-    folder = Path(folder).absolute()
-    if dtype is not None:
-        params = jax.tree.map(lambda x: np.asarray(x).astype(dtype), params)
-    with ocp.StandardCheckpointer() as saver:
+    # Without its manifest the folder is none of weights, should this be cut short.
+    (folder / "manifest.json").unlink(missing_ok=True)
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as saver:
         saver.save(folder / "params", params, force=True)
     # Orbax writes down where the folder lay, which means nothing once it is moved or shipped.
     (folder / "params" / "commit_success.txt").write_text("Checkpoint commit was successful.\n")
-    write_manifest(folder, params, manifest)
 
 
-def write_manifest(folder: Path, params: Tree, manifest: Mapping[str, Any]) -> None:
+def write_manifest(
+    folder: Path, params: Tree, manifest: Mapping[str, Any], digests: Mapping[str, str]
+) -> None:
     """``params`` may be abstract: their names and shapes are noted."""
-    facts = {"parameters": len(flatten(params)), "shapes": shapes_hash(params)}
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **facts}, indent=1) + "\n")
+    facts = {"parameters": len(flatten(params)), "shapes": shapes_hash(params), "digests": digests}
+    write_whole(folder / "manifest.json", json.dumps({**manifest, **facts}, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file all or nothing, whenever the process may be killed."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 class Writer:
@@ -94,19 +126,20 @@ class Writer:
         """``arrays``: slash name -> shape and dtype of all that will be written."""
         self.folder, self.arrays = Path(folder).absolute(), dict(arrays)
         frame = {name: np.zeros((), x.dtype) for name, x in arrays.items()}
-        save(self.folder, unflatten(frame), {})
-        (self.folder / "manifest.json").unlink()
+        _save_arrays(self.folder, unflatten(frame))
         self._transaction: Any = None
         self._held = 0
         self._array: tuple[str, Any] = "", None  # the one that is being written
+        self._digests: dict[str, Any] = {}
 
     def write(self, name: str, value: np.ndarray, index: int | None = None) -> None:
-        """A whole array, or slice ``index`` of it; the slices of one array follow each other."""
+        """A whole array, or slice ``index`` of it; those of one array follow in their order."""
         self._begin()
         if self._array[0] != name:
             self._array = name, self._create(name, index is not None)
         array = self._array[1]
         (array if index is None else array[index]).write(value).result()
+        self._digests[name] = digest(value, self._digests.get(name))
         self._held += value.nbytes
         if self._held >= self.HELD:
             self._commit()
@@ -114,7 +147,8 @@ class Writer:
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Writes the manifest, which makes the folder one that can be loaded."""
         self._commit()
-        write_manifest(self.folder, unflatten(dict(self.arrays)), manifest)
+        digests = {name: made.hexdigest()[:32] for name, made in self._digests.items()}
+        write_manifest(self.folder, unflatten(dict(self.arrays)), manifest, digests)
 
     def _commit(self) -> None:
         if self._transaction is not None:
@@ -169,42 +203,113 @@ def load(
       dtype: what arrays are cast to as they are read; None keeps each as it is.
       under: slash prefixes of the arrays to read; all, if there are none.
     """
+    arrays, manifest = stored(folder)
+    wanted = {n: x for n, x in arrays.items() if not under or is_under(n, under)}
+    return unflatten({name: x.read(dtype) for name, x in wanted.items()}), manifest
+
+
+def stored(folder: str | Path) -> tuple[dict[str, "Stored"], dict[str, Any]]:
+    """Slash name -> an array of ``folder``, none of them read yet; and the manifest."""
     import orbax.checkpoint as ocp
 
     manifest = read_manifest(folder)
-    reader = ocp.PyTreeCheckpointer()
     path = Path(folder).absolute() / "params"
-    try:
-        structure = flatten(reader.metadata(path).item_metadata.tree)
-        if shapes_hash(unflatten(structure)) != manifest["shapes"]:
+    with _readable(path):
+        found = flatten(ocp.PyTreeCheckpointer().metadata(path).item_metadata.tree)
+        if shapes_hash(unflatten(found)) != manifest["shapes"]:
             raise WeightsError(f"{path}: its arrays are not those of manifest.json; copy both anew")
-        wanted = {n: x for n, x in structure.items() if not under or is_under(n, under)}
-        return unflatten({name: _read(path, name, dtype) for name in wanted}), manifest
+    digests = manifest.get("digests", {})
+    arrays = {
+        name: Stored(path, name, tuple(x.shape), np.dtype(x.dtype), digests.get(name))
+        for name, x in found.items()
+    }
+    return arrays, manifest
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except WeightsError:
         raise
     except (ValueError, FileNotFoundError, KeyError) as error:
         raise WeightsError(f"{path}: can't be read as weights ({error}); copy it anew") from error
 
 
-def _read(params: Path, name: str, dtype: Any) -> np.ndarray:
-    """One array, a chunk at a time where its chunks are slices.
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """An array on the disk. ``noted``: its digest, where the manifest tells it."""
 
-    Its memory begins where JAX wants it, so that on the CPU it is used as it is and not copied.
-    """
-    import tensorstore as ts
+    params: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    noted: str | None = None
 
-    array = ts.open(array_spec(params, name), open=True, read=True).result()
-    dtype = np.dtype(array.dtype.numpy_dtype if dtype is None else dtype)
-    room = np.empty(math.prod(array.shape) * dtype.itemsize + ALIGN, np.uint8)
+    def read(self, dtype: Any = None, box: Sequence[slice] | None = None) -> np.ndarray:
+        """The part of it in ``box``, a chunk at a time where its chunks are slices.
+
+        Its memory begins where JAX wants it, so that on the CPU it is used as it is and not copied.
+        Raises WeightsError.
+        """
+        box = tuple(slice(0, n) for n in self.shape) if box is None else tuple(box)
+        shape = tuple(part.stop - part.start for part in box)
+        with _readable(self.params):
+            array = self._open()
+            out = _aligned(shape, self.dtype if dtype is None else np.dtype(dtype))
+            if _is_sliced(array) and out.nbytes > SLICED:
+                for i in range(len(out)):
+                    out[i] = array[(box[0].start + i, *box[1:])].read().result()
+            else:
+                out[...] = array[box].read().result()
+        return out
+
+    def digest(self) -> str:
+        """As the manifest has it, or as the bytes are."""
+        if self.noted is not None:
+            return self.noted
+        with _readable(self.params):
+            array, begun = self._open(), hashlib.sha256()
+            whole = not (self.shape and _is_sliced(array))
+            for part in (array,) if whole else (array[i] for i in range(self.shape[0])):
+                begun = digest(part.read().result(), begun)
+        return begun.hexdigest()[:32]
+
+    def put(self, where: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
+        """Onto devices; of what other processes hold nothing is read."""
+        indices = where.addressable_devices_indices_map(self.shape).values()
+        bounds = [
+            [part.indices(n)[:2] for part in dimension]
+            for n, dimension in zip(self.shape, zip(*indices, strict=True), strict=True)
+        ]
+        first = [min(begin for begin, _ in one) for one in bounds]
+        last = [max(end for _, end in one) for one in bounds]
+        values = self.read(dtype, [slice(a, b) for a, b in zip(first, last, strict=True)])
+
+        def held(index: Any) -> np.ndarray:
+            ends = [p.indices(n) for p, n in zip(index, self.shape, strict=True)]
+            return values[
+                tuple(slice(a - o, b - o) for (a, b, _), o in zip(ends, first, strict=True))
+            ]
+
+        # Waited for, so that no more than one array is on its way.
+        return jax.block_until_ready(jax.make_array_from_callback(self.shape, where, held))
+
+    def _open(self) -> Any:
+        import tensorstore as ts
+
+        return ts.open(array_spec(self.params, self.name), open=True, read=True).result()
+
+
+def _is_sliced(array: Any) -> bool:
+    """Whether each index of the leading axis is a chunk of its own."""
+    return (array.chunk_layout.read_chunk.shape or (0,))[0] == 1
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    room = np.empty(math.prod(shape) * dtype.itemsize + ALIGN, np.uint8)
     begin = -room.ctypes.data % ALIGN
-    out = room[begin : len(room) - ALIGN + begin].view(dtype).reshape(array.shape)
-    chunk = array.chunk_layout.read_chunk.shape or (0,)
-    if chunk[0] == 1 and out.nbytes > SLICED:
-        for i in range(len(out)):
-            out[i] = array[i].read().result()
-    else:
-        out[...] = array.read().result()
-    return out
+    return room[begin : len(room) - ALIGN + begin].view(dtype).reshape(shape)
 
 
 def array_spec(params: Path, name: str, driver: str = "zarr") -> dict[str, Any]:

@@ -1,20 +1,12 @@
-"""``vljax data`` and training on what it prepared, on a small world in the real sets' layouts."""
+"""``vljax data`` on a small world in the real sets' layouts."""
 
 import json
 from pathlib import Path
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from vljax import store
 from vljax.cli import main as cli
 from vljax.data.world.files import make_world
-from vljax.models import sizes
-from vljax.models.video_llama import abstract_parameters
-from vljax.train.metrics import read_metrics
 
 TINY = f"{Path(__file__).parent.parent.parent}/configs/tiny.py"
 
@@ -136,35 +128,3 @@ def test_prepare_of_a_family(run, world, tmp_path):
     code, _, err = run("prepare", *flags, "--out", tmp_path / "out")
     assert code == 1
     assert "not empty" in err
-
-
-def random_weights(folder: Path) -> Path:
-    """Of a whole tiny model: noise is enough to tell one batch from another."""
-    rng = np.random.default_rng(0)
-    shapes = nn.unbox(abstract_parameters(sizes.TINY))
-    values = jax.tree.map(lambda x: rng.normal(0, 0.05, x.shape).astype(np.float32), shapes)
-    store.save(folder, values, {}, jnp.float32)
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "sources"), [("vision_pretrain", ("webvid", "cc595k")), ("vision_finetune", FINETUNE)]
-)
-def test_training_from_records_is_training_from_files(run, world, tmp_path, stage, sources):
-    pytest.importorskip("tensorflow_datasets")
-    flags = config(world, stage, sources)
-    assert run("prepare", *flags, "--out", tmp_path / "records")[0] == 0
-    start = f"--config.start=('{random_weights(tmp_path / 'start')}',)"
-    short = [start, "--config.steps=20", "--config.log_every=1"]
-    records = [f"--config.sources.{s}.records={tmp_path}/records/{s}" for s in sources]
-    losses = []
-    for name, more in (("raw", []), ("stored", records)):
-        workdir = world.parent / f"{stage}-{name}"
-        code, _, err = run(*flags, *short, *more, f"--config.workdir={workdir}", verb="train")
-        assert code == 0, err
-        consumed = store.read_manifest(workdir / "weights")["consumed"]
-        assert {f"source/{s}" for s in sources} <= set(consumed)
-        losses.append([row["loss"] for row in read_metrics(workdir)])
-    assert len(set(losses[0])) == 20
-    assert losses[0] == losses[1]

@@ -2,12 +2,15 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import ml_dtypes
 import numpy as np
@@ -15,30 +18,19 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.cli.small import SIZE, random_weights
 from vljax import store
 from vljax.cli import main as cli
 from vljax.cli.train import encoder_hashes, make_run, make_sources, train_one
 from vljax.config import AUDIO, VISION, default, source
 from vljax.data.features import Store
+from vljax.data.quarantine import Quarantine, Reader
 from vljax.data.world.files import write_clip
-from vljax.models.sizes import TINY, ImageBindSize, QFormerSize
-from vljax.models.video_llama import abstract_parameters
 
-TOKENIZER = Path(__file__).parent.parent / "golden" / "tokenizer.model"
-CLIPS, IMAGES = 14, 6
-SIZE = dataclasses.replace(
-    TINY,
-    llama=dataclasses.replace(TINY.llama, vocab=430, width=32, depth=1, mlp=32),
-    vit=dataclasses.replace(TINY.vit, image=16, width=16, depth=1, mlp=16),
-    qformer=QFormerSize(2, 1, 16, width=16, heads=2, mlp=16),
-    video_qformer=QFormerSize(8, 1, 16, width=16, heads=2, mlp=16),
-    audio_qformer=QFormerSize(8, 1, 8, width=16, heads=2, mlp=16),
-    imagebind=ImageBindSize(
-        vision=dataclasses.replace(TINY.imagebind.vision, image=16, width=16, depth=1, mlp=16),
-        sound=dataclasses.replace(TINY.imagebind.sound, width=16, depth=1, heads=2, mlp=16),
-        out=8,
-    ),
-)
+ROOT = Path(__file__).parent.parent.parent
+TOKENIZER = ROOT / "tests" / "golden" / "tokenizer.model"
+CLIPS, IMAGES = 14, 8
+VIEWS = CLIPS + IMAGES + 1  # with the black frame
 
 
 @pytest.fixture(autouse=True)
@@ -78,18 +70,7 @@ def media(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> list[Path]:
     """Two models of the same shapes; their sights differ and their sounds do not."""
-    shapes = store.flatten(nn.unbox(abstract_parameters(SIZE)))
-    folders = []
-    for seed in (0, 1):
-        rng, same = np.random.default_rng(seed), np.random.default_rng(7)
-        values = {
-            n: (same if "sound" in n else rng).normal(0, 0.1, x.shape).astype(np.float32)
-            for n, x in shapes.items()
-        }
-        folder = tmp_path_factory.mktemp("weights")
-        store.save(folder, store.unflatten(values), {})
-        folders.append(folder)
-    return folders
+    return [random_weights(tmp_path_factory.mktemp("weights"), seed) for seed in (0, 1)]
 
 
 @pytest.fixture
@@ -113,7 +94,7 @@ def make(media, weights, tmp_path):
         }
         for name, (family, table, folder) in places.items():
             place = (family, str(media / table), str(media / folder))
-            c.sources[name] = source(*place, 1, 4, **same)
+            c.sources[name] = source(*place, 1, 8, **same)
         c.sources.clips.update(clips or {})
         c.update(fields)
         return c
@@ -146,25 +127,49 @@ def losses(config: ConfigDict, workdir: Path) -> list[float]:
     return [json.loads(row)["loss"] for row in rows]
 
 
+@pytest.fixture
+def make_broken(make, media, tmp_path):
+    """As ``make``, of media two of whose clips can't be read, and are skipped."""
+    mine = shutil.copytree(media, tmp_path / "media")
+    (mine / "videos/0/4.mp4").write_text("no clip")
+    (mine / "videos/0/7.mp4").unlink()
+
+    def config(branch: str = "vision", clips: dict | None = None, **fields) -> ConfigDict:
+        made = make(branch, {"on_bad": "skip", "max_bad": 0.2} | (clips or {}), **fields)
+        return ConfigDict(json.loads(made.to_json().replace(str(media), str(mine))))
+
+    return config
+
+
+def quarantined(workdir: Path) -> dict[str, str]:
+    """Reasons by name."""
+    rows = (workdir / "quarantine.jsonl").read_text().splitlines()
+    return {Path(json.loads(r)["path"]).name: json.loads(r)["reason"] for r in rows}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("branch", ["vision", "audio"])
-def test_training_from_features_is_training_from_media(make, encode, tmp_path, branch):
-    code, out, err = encode(make(branch))
+def test_training_from_features_is_training_from_media(make_broken, encode, tmp_path, branch):
+    code, out, err = encode(make_broken(branch))
     assert (code, out) == (0, f"{tmp_path / 'out'}\n")
-    assert "views encoded 21/21 0 unreadable" in err  # and one of them is the black frame
-    live = losses(make(branch), tmp_path / "live")
-    read = losses(make(branch, features=str(tmp_path / "out")), tmp_path / "read")
+    assert "2 files can't be read and have no features" in err
+    live = losses(make_broken(branch), tmp_path / "live")
+    read = losses(make_broken(branch, features=str(tmp_path / "out")), tmp_path / "read")
     assert len(set(live)) == 6
     np.testing.assert_allclose(read, live, rtol=0, atol=1e-5)
     consumed = store.read_manifest(tmp_path / "read" / "weights")["consumed"]
     assert "field/frames" not in consumed
-    assert consumed["field/frame_tokens"] == 24
+    assert consumed["field/frame_tokens"] == 48
+    lost = quarantined(tmp_path / "live")
+    assert lost.keys() == quarantined(tmp_path / "read").keys() == {"4.mp4", "7.mp4"}
+    skipped = store.read_manifest(tmp_path / "live" / "weights")["consumed"]["skipped/clips"]
+    assert 0 < skipped == consumed["skipped/clips"]
     if branch == "vision":  # and one source alone
-        mixed = losses(make(clips={"features": str(tmp_path / "out")}), tmp_path / "mixed")
+        mixed = losses(make_broken(clips={"features": str(tmp_path / "out")}), tmp_path / "mixed")
         np.testing.assert_allclose(mixed, live, rtol=0, atol=1e-5)
         consumed = store.read_manifest(tmp_path / "mixed" / "weights")["consumed"]
-        assert 0 < consumed["field/frame_tokens"] == consumed["source/clips"] < 24
-        assert consumed["field/frames"] == 24 - consumed["source/clips"]
+        assert 0 < consumed["field/frame_tokens"] == consumed["source/clips"] < 48
+        assert consumed["field/frames"] == 48 - consumed["source/clips"]
 
 
 def test_half_precision_is_kept_as_it_is(make, encode, tmp_path):
@@ -189,7 +194,7 @@ def test_what_is_kept(make, encode, media, tmp_path):
     assert stores["frame_tokens"].facts["shape"] == [2, 16]
     assert len({s.facts["encoder"] for s in (*stores.values(), sound)}) == 3
     for kept in stores.values():
-        assert len(kept.rows) == CLIPS - 1 + IMAGES + 1  # one clip is there twice; the black frame
+        assert len(kept.rows) == VIEWS - 1  # one clip is there twice
         first, again = (
             kept.find(media / f"videos/0/{i}.mp4", "8 frames, uniform, 16 px") for i in (0, 13)
         )
@@ -301,10 +306,77 @@ def test_unreadable_files_are_told_and_the_others_kept(make, encode, media, tmp_
     assert err.startswith(
         "vljax encode: 2 files can't be read and have no features, the first: 4.m"
     )
-    assert err.endswith(f"see {listed}, mend them or leave them out of the annotations")
+    assert err.endswith(
+        f"see {listed}, mend them, leave them out of the annotations, "
+        "or set on_bad=skip for source clips"
+    )
     assert [Path(x["path"]).name for x in json.loads(listed.read_text())] == ["4.mp4", "2.jpg"]
     config.features = str(tmp_path / "out")
     refused(config, r"clips: .* lacks 1 of 14 records' media, the first .*4.mp4")
+
+
+def test_what_cannot_be_read_is_skipped_as_when_live(make_broken, encode, tmp_path):
+    code, _, err = encode(make_broken(clips={"max_bad": 0.1}))
+    assert code == 1
+    assert err.endswith(
+        "source clips has 2 in 14 records, expected at most 10.00%; mend them or raise max_bad"
+    )
+    code, _, err = encode(make_broken())
+    assert code == 0
+    assert err.startswith("2 files can't be read and have no features, the first: 4.mp4 is not a")
+    listed = json.loads((tmp_path / "out" / "unreadable-0000.json").read_text())
+    assert [Path(x["path"]).name for x in listed] == ["4.mp4", "7.mp4"]
+
+    kept = make_broken(features=str(tmp_path / "out"))
+
+    def batch(config: ConfigDict) -> dict:
+        name = "read" if config.features else "live"
+        (tmp_path / name).mkdir(exist_ok=True)
+        read = Reader(quarantine=Quarantine(tmp_path / name))
+        return sources(config)["clips"].batch(np.arange(14), np.random.default_rng(0), read=read)
+
+    a, b = batch(kept), batch(make_broken())
+    for name in ("missing", "tokens", "labels", "mask", "frame_mask"):
+        np.testing.assert_array_equal(a[name], b[name], name)
+    assert np.flatnonzero(a["missing"]).tolist() == [4, 7]
+    assert (a["frame_tokens"][4] == a["frame_tokens"][0, 3]).all()  # what is made of a black frame
+    lost = quarantined(tmp_path / "read")
+    assert lost.keys() == quarantined(tmp_path / "live").keys() == {"4.mp4", "7.mp4"}
+    assert lost["4.mp4"] == quarantined(tmp_path / "live")["4.mp4"] == listed[0]["reason"]
+
+    strict = make_broken(clips={"on_bad": "raise"}, features=str(tmp_path / "out"))
+    refused(strict, "4.mp4: it could not be read when it was encoded: 4.mp4 is not a readable")
+    mended, noise = tmp_path / "media/videos/0/4.mp4", np.random.default_rng(9)
+    write_clip(mended, noise.integers(0, 256, (5, 48, 64, 3), np.uint8), None)
+    refused(kept, "4.mp4: it is another file than the one of that name that was encoded; run")
+    assert encode(make_broken())[0] == 0
+    (tmp_path / "read/quarantine.jsonl").unlink()
+    assert np.flatnonzero(batch(kept)["missing"]).tolist() == [7]
+
+
+def test_prepared_records_have_the_features_of_their_files(make_broken, encode, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from vljax.data.tfds_builders import Origin, prepare
+
+    mine = tmp_path / "media"
+    (mine / "videos/0/7.mp4").write_bytes((mine / "videos/0/6.mp4").read_bytes())
+    prepare(Origin("videochat", f"{mine}/chat.json", f"{mine}/videos"), tmp_path / "records")
+
+    def batch(features: str, **clips) -> dict:
+        config = make_broken(clips=clips | {"features": str(tmp_path / features)})
+        if not (tmp_path / features).is_dir():
+            assert encode(config)[0] == 0
+            shutil.move(tmp_path / "out", tmp_path / features)
+        return sources(config)["clips"].batch(np.arange(CLIPS), np.random.default_rng(0))
+
+    stored = {"records": str(tmp_path / "records")}
+    wanted = batch("of_files")
+    assert np.flatnonzero(wanted["missing"]).tolist() == [4]
+    for folder, clips in (("of_files", stored), ("of_records", stored), ("of_records", {})):
+        got = batch(folder, **clips)
+        assert got.keys() == wanted.keys()
+        for name in wanted:
+            np.testing.assert_array_equal(got[name], wanted[name], name)
 
 
 def contents(folder: Path) -> dict:
@@ -353,8 +425,8 @@ def test_killed_and_given_again(make, encode, tmp_path, opened):
     opened.die_at = None
     code, _, err = encode(make(), *small)
     assert code == 0
-    assert "views encoded 21/21" in err
-    assert 21 - 18 < len(opened) < 21
+    assert f"views encoded {VIEWS}/{VIEWS}" in err
+    assert VIEWS - 18 < len(opened) < VIEWS
     assert {p: p.read_bytes() for p in shards} == before
     resumed = contents(tmp_path / "out" / "frame_tokens")
 
@@ -369,10 +441,60 @@ def test_killed_and_given_again(make, encode, tmp_path, opened):
         np.testing.assert_allclose(resumed[key], rows, atol=1e-5)
 
 
+ENCODE = """
+import json, sys
+from ml_collections import ConfigDict
+from tests.cli.small import SIZE
+from vljax.cli import main, train
+
+train.video_llama_size = lambda size, llm: SIZE
+train.load_config = lambda path, rest: ConfigDict(json.load(open(path)))
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_is_killed_loses_nothing_but_time(make, encode, media, tmp_path):
+    """SIGKILL in the middle: the same command finishes, and makes what one run makes."""
+    mine = shutil.copytree(media, tmp_path / "media")
+    rows = json.loads((mine / "chat.json").read_text())
+    for i in range(150):  # so that there is a middle: images follow
+        (mine / f"videos/0/again{i}.mp4").hardlink_to(mine / "videos/0/3.mp4")
+        rows.append(rows[0] | {"video": f"0/again{i}.mp4"})
+    (mine / "chat.json").write_text(json.dumps(rows))
+    config = ConfigDict(json.loads(make().to_json().replace(str(media), str(mine))))
+    (tmp_path / "c.json").write_text(config.to_json())
+    flags = ("--shard-mb=0.001", "--batch=8")
+    killed = tmp_path / "killed"
+    argv = ["encode", f"--config={tmp_path}/c.json", f"--out={killed}", *flags]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENCODE, *argv],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    while len(list(killed.glob("frame_tokens/*.json"))) < 3:  # the facts and two shards
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = set(Store(killed / "frame_tokens").rows)
+    assert encode(config, *flags)[0] == 0
+    whole = contents((tmp_path / "out").rename(tmp_path / "whole") / "frame_tokens")
+    assert 0 < len(before) < len(whole) == VIEWS - 1
+    killed.rename(tmp_path / "out")
+    assert encode(config, *flags)[0] == 0
+    resumed = contents(tmp_path / "out" / "frame_tokens")
+    assert before < resumed.keys() == whole.keys()
+    for key, features in whole.items():
+        np.testing.assert_allclose(resumed[key], features, rtol=0, atol=1e-6)
+    config.features = str(tmp_path / "out")
+    assert len(sources(config)["clips"].records) == CLIPS + 150
+
+
 def test_hosts_share_the_work(make, encode, tmp_path, opened):
     for i in (1, 0, 2):
         assert encode(make(), f"--process={i}/3")[0] == 0
-        assert len(opened) == 7
+        assert len(opened) == (8, 8, 7)[i]
         opened.clear()
     assert encode(make(), "--process=0/1")[0] == 0
     assert opened == []
@@ -387,7 +509,6 @@ def test_a_process_that_is_none(make, encode, flag):
 
 
 def test_a_config_of_several_stages(capsys):
-    root = Path(__file__).parent.parent.parent
-    config = f"--config={root}/configs/tiny.py:stage=all"
+    config = f"--config={ROOT}/configs/tiny.py:stage=all"
     assert cli.main(["encode", config, "--out=nowhere"]) == 1
     assert "got all stages, expected one of text, image, " in capsys.readouterr().err

@@ -116,13 +116,6 @@ def test_resampling_of_any_rate_equals_the_dense_filter(rate: int) -> None:
     np.testing.assert_allclose(got, resample_densely(wave, rate, target), rtol=0, atol=3e-6)
 
 
-def test_resampling_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    wave = np.random.default_rng(0).uniform(-1, 1, (1, 5000)).astype(np.float32)
-    whole = resample(wave, 44100, 16000)
-    monkeypatch.setattr(audio, "_BLOCK", 100)
-    np.testing.assert_array_equal(resample(wave, 44100, 16000), whole)
-
-
 def test_in_place_means_reach_overlapping_clips() -> None:
     # Constant sound, clips overlap: the second clip's first half has lost its mean already.
     spec = AudioSpec(clips=2, clip_seconds=1.0, mel_bins=32, mel_frames=98)

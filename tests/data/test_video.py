@@ -319,8 +319,8 @@ def test_fewer_frames_than_promised(
     path = write(tmp_path / "a.mp4", grey_frames(20))
     scan = video._scan
 
-    def promise_forty(path: Path) -> video._Index:
-        index = scan(path)
+    def promise_forty(*opened: object) -> video._Index:
+        index = scan(*opened)
         return video._Index([*index.pts, *range(10**6, 10**6 + 20)], index.keys, index.fps, True)
 
     monkeypatch.setattr(video, "_scan", promise_forty)

@@ -250,6 +250,26 @@ def test_rematerialisation_changes_no_gradient(params, rng, remat):
     assert same(gradient(remat), gradient("none"))
 
 
+def test_each_policy_keeps_less_of_a_frozen_layer_than_the_one_before(params):
+    """In layer inputs: attention's are queries, keys, values, its output, and the input itself."""
+    width, tokens = LLAMA.width, 16
+    x = jax.ShapeDtypeStruct((1, tokens, width), jnp.float32)
+    mask = jnp.ones((1, tokens), int)
+
+    def kept(policy: str) -> float:
+        model = VideoLlama(SIZE, remat=policy)
+        gradient = jax.grad(lambda x, p: model.apply({"params": p}, x, mask, method=llm).sum())
+        equations = jax.make_jaxpr(gradient)(x, params).eqns
+        forward = next(e for e in equations if e.primitive.name == "scan")
+        stacked = [v.aval for v in forward.outvars[forward.params["num_carry"] :]]
+        return sum(a.size for a in stacked if a.shape[:1] == (LLAMA.depth,)) / LLAMA.depth / x.size
+
+    sizes = {policy: kept(policy) for policy in REMAT}
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    assert (sizes["attention"], sizes["full"], sizes["offload"]) == (5, 1, 1)
+    assert sizes["dots_no_batch"] == 5 + 2 * LLAMA.mlp / width
+
+
 def test_frames_in_chunks_are_as_frames_at_once(params, rng):
     """Of five frames the last chunk of two is filled up."""
     image, sound = SIZE.vit.image, SIZE.imagebind.sound

@@ -1,17 +1,19 @@
 """From logical axes to PartitionSpecs, on literal cases and on whole models."""
 
+import dataclasses
 import logging
 from collections import Counter
 
 import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from vljax.models.sizes import video_llama_size
 from vljax.models.video_llama import abstract_parameters
 from vljax.sharding.mesh import make_mesh
-from vljax.sharding.placement import Placement, partition_spec
+from vljax.sharding.placement import Placement, partition_spec, reading
 from vljax.sharding.strategy import AXES, STRATEGIES, Strategy, strategy
 
 RULES = (
@@ -70,6 +72,10 @@ def test_what_is_not_split_is_logged(caplog):
         ("tp", {"data": 1, "tensor": 8}),
         ("fsdp_tp", {"data": 1, "fsdp": 4, "tensor": 2}),
         ("dp_tp", {"data": 4, "tensor": 2}),
+        ("fsdp_sp", {"data": 1, "fsdp": 4, "seq": 2}),
+        ("fsdp_tp:slices=2", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("fsdp_tp:data=2:tensor=4", {"data": 2, "fsdp": 1, "tensor": 4}),
+        ("fsdp:fsdp=2,slices=2", {"data": 4, "fsdp": 2}),  # data takes the rest
     ],
 )
 def test_meshes_of_eight_devices(name, shape):
@@ -93,10 +99,81 @@ def test_an_unknown_strategy_is_named():
         strategy("ddp")
 
 
+@pytest.mark.parametrize(
+    "change", ["seq=2", "tensor", "tensor=0", "tensor=two", "tensor=2:tensor=2"]
+)
+def test_a_size_that_cannot_be(change):
+    sentence = "got '.*', expected each of data, fsdp, tensor, slices once at most, as in fsdp_tp:t"
+    with pytest.raises(ValueError, match=sentence):
+        strategy(f"fsdp_tp:{change}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a machine that is not here."""
+
+    id: int
+    slice_index: int = 0
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+def pod(slices: int, side: int, shuffled: bool = False) -> list[Chip]:
+    """Slices of side x side chips; a process has four of a row."""
+    chips = [
+        Chip(i, i // side**2, i // 4, coords=(i % side, i // side % side, 0))
+        for i in range(slices * side**2)
+    ]
+    return chips[::-1] if shuffled else chips
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_only_data_spans_slices(name):
+    mesh = make_mesh(strategy(name), pod(2, 4, shuffled=True))
+    assert mesh.size == len({d.id for d in mesh.devices.flat}) == 32
+    for i, part in enumerate(np.split(mesh.devices, 2)):  # of the first axis
+        assert {d.slice_index for d in part.flat} == {i}
+    assert mesh.axis_names[0] == "data"
+    assert mesh.shape["data"] == {"dp": 32, "dp_tp": 16}.get(name, 2)
+
+
+def test_slices_must_be_as_the_devices_tell():
+    with pytest.raises(ValueError, match="fsdp:slices=4: got slices=4, expected 2, as the devices"):
+        make_mesh(strategy("fsdp:slices=4"), pod(2, 4))
+    with pytest.raises(ValueError, match="data=1, expected a multiple of the 2 slices, which"):
+        make_mesh(strategy("fsdp:data=1"), pod(2, 4))
+    with pytest.raises(ValueError, match="got 8 devices, expected a multiple of 3 slices"):
+        make_mesh(strategy("fsdp:slices=3"))
+
+
+def test_a_tensor_axis_follows_the_torus():
+    mesh = make_mesh(strategy("fsdp_tp:tensor=4"), pod(1, 4))
+    for line in mesh.devices.reshape(-1, 4):
+        assert len({d.coords[0] for d in line}) == 1 or len({d.coords[1] for d in line}) == 1
+
+
+def test_processes_that_hold_the_same_rows_read_the_same():
+    grid = np.array([Chip(i, process_index=i // 2) for i in range(8)])
+    apart = jax.sharding.Mesh(grid.reshape(4, 2), ("data", "tensor"))
+    assert reading(apart, ("data", "fsdp")) == {0: 0, 1: 1, 2: 2, 3: 3}
+    shared = jax.sharding.Mesh(grid.reshape(2, 4), ("data", "tensor"))
+    assert reading(shared, "data") == {0: 0, 1: 0, 2: 1, 3: 1}
+    mixed = np.array([Chip(i, process_index=p) for i, p in enumerate((0, 0, 0, 1, 1, 1))])
+    with pytest.raises(ValueError, match="got processes that hold some rows of a batch in common"):
+        reading(jax.sharding.Mesh(mixed.reshape(3, 2), ("data", "tensor")), "data")
+
+
+def test_one_process_reads_all_rows():
+    assert Placement(strategy("fsdp"), make_mesh(strategy("fsdp"))).readers() == (0, 1)
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_rules_speak_of_axes_that_exist(name):
     entry = STRATEGIES[name]
-    assert entry.name == name
+    assert entry.name == name and strategy(name) == entry
     for axis, where in entry.rules:
         assert axis in AXES
         assert {where} if isinstance(where, str) else set(where) <= {*dict(entry.mesh), "data"}

@@ -1,12 +1,17 @@
 """A model that compiles in seconds, and batches for it."""
 
 import dataclasses
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
+from vljax import store
+from vljax.config import VISION
 from vljax.data.text import IGNORE
 from vljax.models.sizes import (
     TINY,
@@ -18,6 +23,9 @@ from vljax.models.sizes import (
     VisionTowerSize,
     ViTSize,
 )
+from vljax.train import partition
+from vljax.train.objectives import make_objective
+from vljax.train.step import Problem
 
 _QFORMER = QFormerSize(queries=2, depth=2, encoder_width=16, width=16, heads=2, mlp=32, dropout=0.0)
 SMALL = dataclasses.replace(
@@ -87,3 +95,32 @@ def small() -> VideoLlamaSize:
 @pytest.fixture(scope="session", name="media_batch")
 def media_batch_fixture() -> Callable[..., dict]:
     return media_batch
+
+
+@pytest.fixture(scope="session")
+def small_run(small, tmp_path_factory) -> Iterator[list[str]]:
+    """The command of small_run.py with frozen weights; {workdir} stands for the run's folder."""
+    folder = tmp_path_factory.mktemp("frozen")
+    problem = Problem(small, make_objective("vision"), VISION)
+    _, tree = partition.split(nn.unbox(problem.abstract()), VISION)
+    rng = np.random.default_rng(0)
+    values = {n: rng.normal(0, 0.1, x.shape) for n, x in store.flatten(tree).items()}
+    store.save(folder, store.unflatten(values), {}, np.float32)
+    program = Path(__file__).with_name("small_run.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(program.parents[2]))
+        yield [
+            *(sys.executable, str(program), "{workdir}"),
+            *("--frozen", str(folder), "--cache", str(folder / "cache")),
+        ]
+
+
+@pytest.fixture(scope="session")
+def chaos():
+    """launch/local/chaos.py"""
+    path = str(Path(__file__).parents[2] / "launch" / "local")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path)
+        import chaos
+
+        yield chaos

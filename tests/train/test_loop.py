@@ -19,6 +19,7 @@ from vljax.train.loop import Run, fit
 from vljax.train.metrics import TIMING, without_timing
 from vljax.train.objectives import make_objective
 from vljax.train.optimizer import OptimizerConfig
+from vljax.train.start import frozen_hash, prepare
 from vljax.train.step import Problem
 
 STEPS = 6
@@ -191,7 +192,8 @@ def test_a_finished_run_is_not_trained_again(whole, batches):
 
 
 def test_other_frozen_weights_are_refused(make_run, batches, frozen, whole):
-    hashes = [content_hash(store.load(f)[0]) for f in frozen]
+    problem = whole[0].problem
+    hashes = [frozen_hash(store.stored(f)[0], problem) for f in frozen]
     sentence = f"written with frozen={hashes[0]}, got {hashes[1]}; give the same command"
     with pytest.raises(WeightsError, match=sentence):
         fit(make_run(whole[0].workdir, (frozen[1],)), batches(), {})
@@ -231,13 +233,14 @@ def test_later_start_folders_win(make_run, frozen, tmp_path):
     """And what is trainable is taken from them, too."""
     from vljax.sharding.mesh import make_mesh
     from vljax.sharding.placement import Placement
-    from vljax.train.loop import prepare
     from vljax.train.optimizer import make_optimizer
 
     run = make_run(tmp_path, (frozen[0], frozen[1]))
     placement = Placement(run.strategy, make_mesh(run.strategy, jax.devices()[:1]))
-    state, kept = prepare(run, placement, make_optimizer(RATES, STEPS))
+    tx = make_optimizer(RATES, STEPS)
+    state, kept, kept_hash = prepare(run.problem, run.start, (), 0, placement, tx)
     assert content_hash(kept) == content_hash(store.load(frozen[1])[0])
+    assert kept_hash == frozen_hash(store.stored(frozen[1])[0], run.problem)
     assert int(state.step) == 0
     assert set(state.params) == {"frame_position", "video_qformer", "video_proj"}
 

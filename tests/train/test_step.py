@@ -1,8 +1,9 @@
-"""One step: what moves, what does not, and that no strategy changes the loss."""
+"""One step: what moves, what does not, and that its parts make the whole."""
 
+import dataclasses
 import functools
-import logging
 
+import chex
 import flax.linen as nn
 import jax
 import numpy as np
@@ -10,15 +11,16 @@ import optax
 import pytest
 
 from vljax.config import AUDIO, VISION
+from vljax.data.text import IGNORE
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
-from vljax.sharding.strategy import STRATEGIES, strategy
+from vljax.sharding.strategy import strategy
 from vljax.store import content_hash, flatten, unflatten
 from vljax.train import partition
 from vljax.train.loop import place
 from vljax.train.objectives import cross_entropy, language_loss, make_objective
 from vljax.train.optimizer import OptimizerConfig, make_optimizer
-from vljax.train.step import Problem, make_state, make_train_step
+from vljax.train.step import Problem, make_state, make_train_step, microbatches
 
 RATES = OptimizerConfig(peak_lr=1e-2, min_lr=1e-3, warmup_steps=0)
 OBJECTIVES = {
@@ -71,6 +73,7 @@ def train(problem, params, batches, name="dp", devices=1):
     tx = make_optimizer(RATES, 5)
     state = make_state(trainable, tx, jax.random.key(1))
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, placement.replicated), state)
+    frozen = problem.lay_out(frozen)
     step = make_train_step(problem, tx, placement, state)
     metrics = []
     for batch in batches:
@@ -81,7 +84,7 @@ def train(problem, params, batches, name="dp", devices=1):
 
 @pytest.fixture(scope="module")
 def trained(problem, initial, media_batch):
-    return train(problem("vision"), initial("vision"), [media_batch(i) for i in range(3)])
+    return train(problem("vision"), initial("vision"), [media_batch(i % 7) for i in range(50)])
 
 
 def test_what_is_frozen_stays_as_it_is(trained, initial):
@@ -108,49 +111,71 @@ def _is_adam(node: object) -> bool:
 
 def test_metrics_and_the_count_of_steps(trained):
     state, _, metrics = trained
-    assert int(state.step) == 3
+    assert int(state.step) == len(metrics) == 50
     assert all(set(row) == {"loss", "grad_norm", "token_accuracy"} for row in metrics)
     assert all(np.isfinite(list(row.values())).all() for row in metrics)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_gives_the_same_losses_and_compiles_once(
-    problem, initial, media_batch, name, reference, caplog
-):
+def test_layers_one_by_one_give_the_same_losses(problem, initial, media_batch):
+    """And what is frozen comes back from its single layers as it was stacked."""
+    one_by_one = dataclasses.replace(problem("vision"), unroll=True)
     batches = [media_batch(i) for i in range(5)]
-    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
-        state, _, metrics = train(problem("vision"), initial("vision"), batches, name, 8)
-    np.testing.assert_allclose([row["loss"] for row in metrics], reference, rtol=1e-5)
-    assert reference[0] != reference[-1]
-    placement = Placement(strategy(name), make_mesh(strategy(name)))
-    where = flatten(placement.parameters(problem("vision").abstract()))
-    for leaf, x in flatten(state.params).items():
-        assert x.sharding.is_equivalent_to(where[leaf], x.ndim), f"{leaf} is where it was not put"
-    compiled = [m for m in caplog.messages if m.startswith("Finished XLA compilation of jit(tra")]
-    assert len(compiled) == 1
+    _, _, reference = train(problem("vision"), initial("vision"), batches, "fsdp", 8)
+    _, frozen, metrics = train(one_by_one, initial("vision"), batches, "fsdp", 8)
+    losses = [[float(row["loss"]) for row in rows] for rows in (reference, metrics)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert frozen["llama"]["layers"]["mlp"]["up"]["kernel"]["1"].ndim == 2
+    _, kept = partition.split(initial("vision"), VISION)
+    assert content_hash(partition.restack(frozen)) == content_hash(kept)
 
 
 @pytest.fixture(scope="module")
-def reference(problem, initial, media_batch):
-    """Five losses on one device without any placement."""
-    task = problem("vision")
-    params, frozen = partition.split(jax.device_put(initial("vision")), VISION)
-    tx = make_optimizer(RATES, 5)
-    opt_state, losses = tx.init(params), []
+def without_dropout(small):
+    def make(count: int) -> Problem:
+        problem = Problem(small.without_dropout(), make_objective("vision"), VISION)
+        return dataclasses.replace(problem, accumulate=count)
 
-    @jax.jit
-    def step(params, opt_state, batch):
-        def loss(p):
-            return task.loss(partition.merge(p, frozen), batch, jax.random.key(0))[0]
+    return make
 
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
 
-    for i in range(5):
-        params, opt_state, value = step(params, opt_state, media_batch(i))
-        losses.append(float(value))
-    return losses
+def test_accumulation_changes_no_gradient(without_dropout, initial, media_batch):
+    """Though its parts, on four devices, teach unequal numbers of tokens."""
+    batch = media_batch(0)
+    batch["labels"][1::2, :6] = IGNORE
+    taught = (batch["labels"][:, 1:] != IGNORE).sum(1)
+    assert taught[::2].sum() != taught[1::2].sum()
+    states, metrics = [], []
+    for count in (1, 2):
+        state, _, [row] = train(without_dropout(count), initial("vision"), [batch], "fsdp", 4)
+        metrics.append(row)
+        states.append(optax.tree_utils.tree_get(state.opt_state, "mu"))
+    assert metrics[0].keys() == metrics[1].keys()
+    for name, value in metrics[0].items():
+        np.testing.assert_allclose(value, metrics[1][name], rtol=1e-6)
+    chex.assert_trees_all_close(*states, atol=1e-7, rtol=1e-5)
+
+
+def test_rows_of_a_microbatch_stay_on_their_device():
+    mesh = make_mesh(strategy("dp"), jax.devices()[:4])
+    placement = Placement(strategy("dp"), mesh)
+    batch = place({"tokens": np.arange(16).reshape(8, 2)}, placement)
+    split = jax.jit(lambda b: microbatches(b, 2, placement))
+    assert split(batch)["tokens"][:, :, 0].tolist() == [[0, 4, 8, 12], [2, 6, 10, 14]]
+    text = split.lower(batch).compile().as_text()
+    assert not [op for op in ("all-to-all", "all-gather", "collective-permute") if op in text]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"accumulate": 0}, "accumulate, frame_chunk: got 0 and 0, expected at least 1 and"),
+        ({"remat": "dot"}, "remat: got 'dot', expected one of none, dots, "),
+        ({"objective": make_objective("pairs"), "accumulate": 2}, "got 2, expected 1 for an obj"),
+    ],
+)
+def test_a_problem_that_cannot_be(small, fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Problem(**{"size": small, "objective": make_objective("vision"), "trainable": ()} | fields)
 
 
 @pytest.mark.parametrize(

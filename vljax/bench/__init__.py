@@ -1,1 +1,1 @@
-"""What a step costs: compiled ahead of time for machines that are not here, or measured here."""
+"""What a step costs and how fast things go here, beside the same work done by others."""

@@ -1,6 +1,7 @@
 """``vljax chat [CLIP|IMAGE]``: ask about what a clip shows and sounds like."""
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -20,7 +21,9 @@ def main(argv: Sequence[str]) -> None:
     shown = Path(f"{clip.name}-shown.png")
     if args.show and shown.exists():
         raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
-    model = load(args.model, args.dtype)
+    told = functools.partial(print, file=sys.stderr)
+    wanted = {"quantise": args.quantise, "quantise_vit": args.quantise_vit}
+    model = load(args.model, args.dtype, **wanted, tell=told)
     senses = model.engine.senses(not args.no_video, not args.no_audio)
     media = read_media(clip, model.engine.size, *senses)
     if args.clip and args.model == "tiny":
@@ -51,6 +54,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), help="to compute in; else as the folder says"
+    )
+    parser.add_argument(
+        "--quantise", choices=("int8", "int4"), default="", help="to hold the language model in"
+    )
+    parser.add_argument(
+        "--quantise-vit", choices=("int8",), default="", help="to hold the image encoder in"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--no-audio", action="store_true", help="do not listen")

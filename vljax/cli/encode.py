@@ -7,7 +7,8 @@ adds what is missing: after a stop, of new records, of another config's sources.
 import argparse
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from vljax.data.video import MediaError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+    from vljax.data.pipeline import MediaSource
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,8 +48,8 @@ def main(argv: Sequence[str]) -> None:
         stages = ", ".join(config.stages)
         raise ValueError(f"--config={args.config}: got all stages, expected one of {stages}")
     process = process_of(args.process)
-    bad = encode_config(config, args, process)
-    report_unreadable(bad, args.out / f"unreadable-{process[0]:04}.json")
+    bad, sources = encode_config(config, args, process)
+    report_unreadable(bad, sources, args.out / f"unreadable-{process[0]:04}.json")
     print(args.out)
 
 
@@ -64,8 +67,8 @@ def process_of(flag: str | None) -> tuple[int, int]:
 
 def encode_config(
     config: "ConfigDict", args: argparse.Namespace, process: tuple[int, int]
-) -> list[tuple[str, str]]:
-    """Encodes a process's part of a config's media; paths of those unreadable, with reasons."""
+) -> tuple[dict[str, str], "list[MediaSource]"]:
+    """Encodes a process's part of a config's media: reasons by unreadable path, and the sources."""
     from vljax.cli.train import live_problem, make_run, make_sources, prepare_workdir
     from vljax.data.features import Store, Writer
     from vljax.data.pipeline import MediaSource
@@ -99,16 +102,27 @@ def encode_config(
         chosen = {name: w for name, w in writers.items() if OUTPUTS[name].hears == hears}
         part = items[process[0] :: process[1]]
         bad += encode(part, chosen, encoder, args.batch, **config.decoding)
-    return [(str(item.path), reason) for item, reason in bad]
+    return {str(item.path): reason for item, reason in bad}, made
 
 
-def report_unreadable(bad: Sequence[tuple[str, str]], path: Path) -> None:
-    """Writes them to ``path``, and raises MediaError if there are any."""
+def report_unreadable(bad: Mapping[str, str], sources: "Sequence[MediaSource]", path: Path) -> None:
+    """Writes them to ``path``; raises MediaError if they are more than their sources may skip."""
     path.unlink(missing_ok=True)
-    if bad:
-        rows = [{"path": name, "reason": reason} for name, reason in bad]
-        path.write_text(json.dumps(rows, indent=1) + "\n")
-        raise MediaError(
-            f"{len(bad)} files can't be read and have no features, the first: {bad[0][1]}; see "
-            f"{path}, mend them or leave them out of the annotations"
-        )
+    if not bad:
+        return
+    rows = [{"path": name, "reason": reason} for name, reason in bad.items()]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    told = f"{len(bad)} files can't be read and have no features, the first: {rows[0]['reason']}"
+    for s in sources:
+        lost = len({str(r.path) for r in s.records} & bad.keys())
+        if lost and s.on_bad == "raise":
+            raise MediaError(
+                f"{told}; see {path}, mend them, leave them out of the annotations, or set on_bad="
+                f"skip for source {s.name}"
+            )
+        if lost > s.max_bad * len(s.records):
+            raise MediaError(
+                f"{told}; see {path}: source {s.name} has {lost} in {len(s.records)} records, "
+                f"expected at most {s.max_bad:.2%}; mend them or raise max_bad"
+            )
+    print(f"{told}; training skips them, see {path}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ VERBS = {
     "convert": "turn published weights into a folder of ours, or back",
     "parity": "compare with the original's numbers",
     "data": "check, preview or prepare a data set",
+    "bench": "measure speed",
     "make-world": "write a tiny world of clips to learn from",
 }
 
@@ -43,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"vljax {argv[0]}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"vljax {argv[0]}: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        number, *told = stop.args or (signal.SIGINT,)
+        print(f"vljax {argv[0]}: stopped", *told, file=sys.stderr)
+        return 128 + number
 
 
 def usage() -> str:

@@ -16,10 +16,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vljax import store
+from vljax.cli import processes
+from vljax.models import precision
 from vljax.models.sizes import VideoLlamaSize, own_size, size_of, video_llama_size
 from vljax.models.video_llama import abstract_parameters
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
+from vljax.sharding.processes import first_alone, is_first
 from vljax.sharding.strategy import strategy
 from vljax.train import partition
 from vljax.train.checkpoint import difference
@@ -38,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a file with get_config(ARG)")
     parser.add_argument("--print-parameters", action="store_true", help="print a table, then stop")
     parser.add_argument("--json", action="store_true", help="the table as JSON")
+    processes.add_flags(parser)
     parser.add_argument(
         "--profile",
         metavar="FROM:TO",
@@ -49,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     if not args.config:
         parser.error("name a config: --config=configs/tiny.py:stage=all")
     config = load_config(args.config, rest)
+    processes.join(args)
     if args.print_parameters:
         print_parameters(config, args.json)
     elif "stages" in config:
@@ -121,7 +126,7 @@ def prepare_workdir(config: ConfigDict) -> None:
         raise ValueError("--config.workdir: got nothing, expected a folder for this run")
     Path(config.workdir).mkdir(parents=True, exist_ok=True)  # paths beside it go through it
     if "world" in config:
-        ensure_world(config)
+        first_alone("world", lambda: ensure_world(config))
 
 
 def train_all(config: ConfigDict, profile: tuple[int, int] | None = None) -> None:
@@ -134,10 +139,11 @@ def train_all(config: ConfigDict, profile: tuple[int, int] | None = None) -> Non
         stage.sharding = config.sharding
         if (root / name / "weights" / "manifest.json").is_file():
             require_same(stage)
-            print(f"{name}: done already, in {root / name}", file=sys.stderr)
+            if is_first():
+                print(f"{name}: done already, in {root / name}", file=sys.stderr)
             continue
         train_one(stage, profile)
-    print(export(config, root))
+    first_alone("export", lambda: print(export(config, root)))
 
 
 def require_same(stage: ConfigDict) -> None:
@@ -226,8 +232,11 @@ def live_problem(config: ConfigDict) -> Problem:
         trainable=tuple(config.trainable),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        attention=config.attention,
+        unroll=config.unroll,
         accumulate=config.accumulate,
         frame_chunk=config.frame_chunk,
+        formats=precision.formats(config.quantise, config.quantise_vit),
     )
 
 
@@ -272,6 +281,7 @@ def make_run(config: ConfigDict) -> Run:
         seed=config.seed,
         save_every=config.save_every,
         log_every=config.log_every,
+        watchdog_seconds=config.watchdog_seconds,
         batch_sizes=tuple((name, s.batch_size) for name, s in config.sources.items()),
         lengths=TextSpec.lengths,
     )
@@ -295,7 +305,8 @@ def with_features(source: Any, folder: str, encoders: Mapping[str, str]) -> Any:
 
     if not folder:
         return source
-    found = find_features(Path(folder), encoders, source.name, source.records, source.frames)
+    skip = source.on_bad == "skip"
+    found = find_features(Path(folder), encoders, source.name, source.records, source.frames, skip)
     return dataclasses.replace(source, features=found)
 
 
@@ -352,15 +363,9 @@ def print_parameters(config: ConfigDict, as_json: bool) -> None:
 
 
 def parameter_table(config: ConfigDict) -> list[partition.Row]:
-    """Trainables counted in float32, what is frozen in the compute dtype."""
+    """Trainables in float32, what is frozen as it is held: in the compute dtype, or quantised."""
     problem = make_problem(config)
-    params = nn.unbox(problem.abstract())
-    trainable, frozen = partition.split(params, problem.trainable)
-
-    def cast(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, problem.dtype)
-
-    return partition.table(trainable, jax.tree.map(cast, frozen))
+    return partition.table(*partition.split(nn.unbox(problem.held()), problem.trainable))
 
 
 def table_json(rows: Sequence[partition.Row]) -> dict[str, Any]:

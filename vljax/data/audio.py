@@ -8,7 +8,6 @@ importing librosa or torchaudio takes seconds, and neither has Kaldi's mel bank 
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import groupby
 from math import ceil, gcd
 
 import av
@@ -18,7 +17,6 @@ from vljax.data.examples import MediaFile
 from vljax.data.video import decode, demux, open_media
 
 _EPSILON = np.float32(1.1920929e-07)
-_BLOCK = 1 << 16  # output samples resampled at a time, to bound memory
 # Offset and full scale of ffmpeg's sample formats; a trailing "p" (planar) changes neither.
 _SCALES = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "s64": (0, 2**63)}
 
@@ -59,17 +57,40 @@ def read_audio(path: str | MediaFile) -> tuple[np.ndarray, int] | None:
     Full scale is -1..1 and channels are not mixed. None where there is no track, or none of it can
     be decoded. Raises MediaError for a file that is missing, empty or no media.
     """
+    track = Track()
     with open_media(path) as container:
-        streams = [s for s in container.streams.audio if s.codec_context]
-        if not streams:
+        stream = track.choose(container)
+        for packet in demux(container, stream) if stream else ():
+            track.take(packet)
+    return track.whole()
+
+
+class Track:
+    """A sound track that is put together packet by packet; see `read_audio`."""
+
+    def __init__(self) -> None:
+        self._format: tuple[int, int] | None = None  # rate, channels
+        self._chunks: list[np.ndarray] = []
+        self._cut = False
+
+    def choose(self, container: av.container.InputContainer) -> av.AudioStream | None:
+        """The stream whose packets are to be taken, if there is one."""
+        return next((s for s in container.streams.audio if s.codec_context), None)
+
+    def take(self, packet: av.Packet) -> None:
+        for frame in decode(packet):
+            now = frame.sample_rate, frame.layout.nb_channels
+            self._format = self._format or now
+            # A track that changes its format half way is cut there, not guessed at.
+            self._cut = self._cut or now != self._format
+            if frame.samples and not self._cut:
+                self._chunks.append(_to_float(frame))
+
+    def whole(self) -> tuple[np.ndarray, int] | None:
+        """What `read_audio` gives."""
+        if self._format is None or not self._chunks:
             return None
-        frames = (frame for packet in demux(container, streams[0]) for frame in decode(packet))
-        # A track that changes its format half way is cut there, not guessed at.
-        _, same = next(groupby(frames, lambda f: (f.sample_rate, f.layout.nb_channels)), (None, ()))
-        chunks = [(_to_float(frame), frame.sample_rate) for frame in same if frame.samples]
-    if not chunks:
-        return None
-    return np.concatenate([samples for samples, _ in chunks], axis=1), chunks[0][1]
+        return np.concatenate(self._chunks, axis=1), self._format[0]
 
 
 def _to_float(frame: av.AudioFrame) -> np.ndarray:
@@ -78,6 +99,8 @@ def _to_float(frame: av.AudioFrame) -> np.ndarray:
     samples = frame.to_ndarray()
     if frame.format.is_packed:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.float32:
+        return samples
     return ((samples.astype(np.float64) - offset) / scale).astype(np.float32)
 
 
@@ -85,7 +108,7 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
     """[channels, samples] float32 at `rate` to ceil(samples * target / rate) samples at `target`.
 
     torchaudio's default: windowed sinc, filter width 6, roll-off 0.99, Hann window. Only the taps
-    under the window are multiplied, so that rates without common factors cost no more.
+    under the window are multiplied; outputs of one phase, which lie evenly, are made at once.
     """
     if rate < 1 or target < 1:
         raise ValueError(f"sample rates: got {rate} and {target}, expected 1 Hz or more")
@@ -98,10 +121,10 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
     padded = np.pad(waveform.astype(np.float32), ((0, 0), (taps // 2 - 1, taps // 2 + 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=1)
     out = np.empty((channels, ceil(samples * phases / step)), np.float32)
-    for start in range(0, out.shape[1], _BLOCK):
-        at = np.arange(start, min(start + _BLOCK, out.shape[1]))
-        block = windows[:, at * step // phases]
-        out[:, at] = np.einsum("cst,st->cs", block, weights[at % phases])
+    for phase in range(min(phases, out.shape[1])):
+        part = out[:, phase::phases]
+        inputs = windows[:, phase * step // phases :: step][:, : part.shape[1]]
+        np.einsum("cst,t->cs", inputs, weights[phase], out=part)
     return out
 
 

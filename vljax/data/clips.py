@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from vljax.data import video
-from vljax.data.audio import AudioSpec, mel_clips, read_audio
+from vljax.data.audio import AudioSpec, Track, mel_clips
 from vljax.data.examples import Record
 
 
@@ -41,17 +41,21 @@ def load_media(
     record: Record, spec: FrameSpec, rng: np.random.Generator, sound: AudioSpec | None = None
 ) -> Media:
     """Raises MediaError. A clip without a track, or with less than 25 ms of one, has no mel."""
-    frames, message = load_frames(record, spec, rng)
     if sound is None or record.kind == "image":
-        return Media(frames, message)
-    track = read_audio(record.path)
-    return Media(frames, message, None if track is None else mel_clips(*track, sound))
+        return Media(*load_frames(record, spec, rng))
+    track = Track()
+    frames, message = load_frames(record, spec, rng, track)
+    heard = track.whole()
+    return Media(frames, message, None if heard is None else mel_clips(*heard, sound))
 
 
 def load_frames(
-    record: Record, spec: FrameSpec, rng: np.random.Generator
+    record: Record, spec: FrameSpec, rng: np.random.Generator, track: Track | None = None
 ) -> tuple[np.ndarray, str]:
-    """Frames [T, size, size, 3] uint8 and the sentence that tells their times (clips only)."""
+    """Frames [T, size, size, 3] uint8 and the sentence that tells their times (clips only).
+
+    A clip's sound goes to ``track`` on the way.
+    """
     size = (spec.size, spec.size)
     if record.kind == "image":
         image = video.read_image(record.path)
@@ -63,7 +67,7 @@ def load_frames(
     if spec.policy == "headtail":
         draw = random.Random(int(rng.integers(2**31)))
         pick = functools.partial(video.headtail_indices, n=spec.count, rng=draw)
-    clip = video.read_clip(record.path, pick, size)
+    clip = video.read_clip(record.path, pick, size, track)
     message = video.frame_message(clip.indices, clip.fps)
     if spec.augment:
         box = video.random_crop_box(spec.size, spec.size, rng)

@@ -7,8 +7,9 @@
     DIR/frame_tokens/0000-000000.json   whose rows they are; written last, a shard is there with it
 
 and so for every output. Rows are kept under the hash of their file's bytes and the view of it that
-was encoded, such as "8 frames, uniform, 224 px". Names, sizes and times of files are noted only to
-spare reading them again: a file whose three are as noted is taken to be unchanged.
+was encoded, such as "8 frames, uniform, 224 px"; and so are the reasons why files could not be
+read. Names, sizes and times of files are noted only to spare reading them again: a file whose three
+are as noted is taken to be unchanged.
 """
 
 import contextlib
@@ -61,12 +62,13 @@ def file_stamp(path: MediaFile) -> Stamp:
 
 
 class Store:
-    """One output's files: ``rows`` by media hash and view, ``files`` by absolute path."""
+    """One output: ``rows`` and ``bad`` by media hash and view, ``files`` by absolute path."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.facts: dict[str, Any] = {}
         self.rows: dict[tuple[str, str], Rows] = {}
+        self.bad: dict[tuple[str, str], str] = {}
         self.files: dict[str, tuple[Stamp, str]] = {}
         self._arrays: dict[str, np.ndarray] = {}
         if (folder / "facts.json").is_file():
@@ -75,6 +77,7 @@ class Store:
             index = json.loads(path.read_text())
             for media, view, *where in index["rows"]:
                 self.rows[media, view] = Rows(path.stem, *where)
+            self.bad |= {(media, view): reason for media, view, reason in index.get("bad", ())}
             for name, size, mtime, media in index["files"]:
                 self.files[name] = (size, mtime), media
 
@@ -105,10 +108,18 @@ class Store:
             return None
         return self.rows.get((self.noted(path) or media_hash(path), view))
 
+    def unreadable(self, path: MediaFile, view: str) -> str | None:
+        """Why a file, as it is now, cannot be read, if that is known."""
+        if isinstance(path, Path) and not path.is_file():
+            return f"{path}: there is no such file"
+        return self.bad.get((self.noted(path) or media_hash(path), view))
+
     def why_not(self, path: MediaFile, view: str) -> str:
         """A clause that says why ``find`` found nothing."""
         if isinstance(path, Path) and not path.is_file():
             return "there is no such file"
+        if reason := self.unreadable(path, view):
+            return f"it could not be read when it was encoded: {reason}"
         media = media_hash(path)
         views = sorted(v for m, v in self.rows if m == media)
         if views:
@@ -151,6 +162,7 @@ class Writer:
         self._arrays: list[np.ndarray] = []
         self._rows: list[tuple] = []
         self._files: list[tuple] = []
+        self._bad: list[tuple] = []
         self._count = self._bytes = 0
         self._began = time.monotonic()
 
@@ -160,10 +172,19 @@ class Writer:
 
     def note(self, path: MediaFile, stamp: Stamp, media: str) -> None:
         """Notes whose bytes a file has."""
-        if not isinstance(path, Path):
+        if not isinstance(path, Path) or self.store.files.get(str(path.absolute())) == (
+            stamp,
+            media,
+        ):
             return
         self._files.append((str(path.absolute()), *stamp, media))
         self.store.files[str(path.absolute())] = stamp, media
+
+    def refuse(self, media: str, view: str, reason: str) -> None:
+        """Notes that bytes cannot be read, and why."""
+        if self.store.bad.get((media, view)) != reason:
+            self.store.bad[media, view] = reason
+            self._bad.append((media, view, reason))
 
     def add(self, media: str, view: str, rows: np.ndarray, message: str = "") -> None:
         """Keeps rows [count, *shape], and writes a shard when enough are kept."""
@@ -185,8 +206,8 @@ class Writer:
             _write_json(self.store.folder / "facts.json", self.store.facts)
             with _whole(self.store.folder / f"{self._shard}.npy") as file:
                 np.save(file, rows)
-        if self._rows or self._files:
-            index = {"rows": self._rows, "files": self._files}
+        if self._rows or self._files or self._bad:
+            index = {"rows": self._rows, "files": self._files, "bad": self._bad}
             _write_json(self.store.folder / f"{self._shard}.json", index)
             self._next += 1
         self._clear()
@@ -215,6 +236,7 @@ class Features:
     stores: Mapping[str, Store]  # by output
     rows: Mapping[str, Sequence[Rows]]  # by output, in the records' order
     padding: Mapping[str, np.ndarray]  # by output: what is made of a frame that is not there
+    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)  # reasons; no rows
 
     def message(self, index: int) -> str:
         """The sentence that tells the times of a record's frames."""
@@ -226,15 +248,19 @@ class Features:
 
 
 def stack_features(
-    read: Sequence[Mapping[str, np.ndarray]], padding: Mapping[str, np.ndarray], count: int
+    read: Sequence[Mapping[str, np.ndarray] | None], padding: Mapping[str, np.ndarray], count: int
 ) -> dict[str, np.ndarray]:
-    """Each output as float32 [B, count, *shape], and frame_mask [B, count]."""
+    """Each output as float32 [B, count, *shape], and frame_mask [B, count].
+
+    None stands for what could not be read: one frame, and that is black.
+    """
     mask = np.zeros((len(read), count), bool)
     arrays = {"frame_mask": mask}
     for name, pad in padding.items():
         arrays[name] = np.empty((len(read), count, *pad.shape), np.float32)
         for i, outputs in enumerate(read):
-            n = min(len(outputs[name]), count)
-            arrays[name][i, :n], arrays[name][i, n:] = outputs[name][:n], pad
+            rows = pad[None] if outputs is None else outputs[name]
+            n = min(len(rows), count)
+            arrays[name][i, :n], arrays[name][i, n:] = rows[:n], pad
             mask[i, :n] = True
     return arrays

@@ -145,7 +145,7 @@ def assemble(
     count = max((s.frames.count if r.kind == "video" else 1) for s, r, _ in each)
     own = each[rows]
     kept = [(s.features, i) for s, i in picks[rows] if s.features is not None]
-    media = [Media(NO_FRAMES, f.message(i)) for f, i in kept] or read(own)
+    media = read.settle(own, [_encoded(f, i) for f, i in kept]) if kept else read(own)
     examples = [
         _taught(r, s.text, m, prompts[s.name]) for (s, r, _), m in zip(own, media, strict=True)
     ]
@@ -153,7 +153,9 @@ def assemble(
     pad = load_tokenizer(spec.tokenizer, spec.vocab).special.pad
     batch = text.collate(examples, length, pad)
     if kept:
-        batch |= stack_features([f.read(i) for f, i in kept], kept[0][0].padding, count)
+        there = zip(kept, media, strict=True)
+        outputs = [None if m is None else f.read(i) for (f, i), m in there]
+        batch |= stack_features(outputs, kept[0][0].padding, count)
     else:
         batch |= _stack_frames(media, count, sources[0].frames.size)
     if sources[0].sound is not None:
@@ -161,6 +163,12 @@ def assemble(
     if any(s.on_bad == "skip" for s in sources):
         batch["missing"] = np.array([m is None for m in media])
     return batch
+
+
+def _encoded(features: Features, index: int) -> Media | video.MediaError:
+    if reason := features.unreadable.get(index):
+        return video.MediaError(reason)
+    return Media(NO_FRAMES, features.message(index))
 
 
 def _draw_prompt(spec: TextSpec, rng: np.random.Generator) -> str | None:

@@ -119,13 +119,28 @@ class Reader:
 
         Raises MediaError where its source does not, or where a source's ceiling is exceeded.
         """
-        known = self._quarantine.reasons
-        tried = [s.on_bad == "raise" or str(r.path) not in known for s, r, _ in wanted]
+        tried = self._tried(wanted)
         outcomes = iter(self._read([w for w, try_it in zip(wanted, tried, strict=True) if try_it]))
         return [
             self._settle(source, record, next(outcomes) if try_it else None)
             for (source, record, _), try_it in zip(wanted, tried, strict=True)
         ]
+
+    def settle(
+        self, wanted: Sequence[Wanted], outcomes: Sequence[Media | Exception]
+    ) -> list[Media | None]:
+        """As a call, of what is known of each record's media beforehand, or of the error."""
+        return [
+            self._settle(source, record, outcome if try_it else None)
+            for (source, record, _), outcome, try_it in zip(
+                wanted, outcomes, self._tried(wanted), strict=True
+            )
+        ]
+
+    def _tried(self, wanted: Sequence[Wanted]) -> list[bool]:
+        """Not what was skipped by an earlier start of the run."""
+        known = self._quarantine.reasons
+        return [s.on_bad == "raise" or str(r.path) not in known for s, r, _ in wanted]
 
     def _read(self, wanted: Sequence[Wanted]) -> list[Media | Exception]:
         jobs = [(record, source.frames, rng, source.sound) for source, record, rng in wanted]

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
 from vljax.data.examples import MediaFile, StoredFile
@@ -159,22 +160,36 @@ def _check_file(path: str | MediaFile) -> MediaFile:
     return path
 
 
-def read_clip(path: str | MediaFile, pick: Callable[[int], np.ndarray], size: Size) -> Clip:
+class Listener(Protocol):
+    """Takes another stream of a file, in the pass that counts the packets of the picture."""
+
+    def choose(self, container: av.container.InputContainer) -> av.stream.Stream | None: ...
+    def take(self, packet: av.Packet) -> None: ...
+
+
+def read_clip(
+    path: str | MediaFile,
+    pick: Callable[[int], np.ndarray],
+    size: Size,
+    listener: Listener | None = None,
+) -> Clip:
     """Reads the frames that `pick(num_frames)` names, squashed to `size` without keeping aspect.
 
     The number of frames is the number of packets, since headers lie; where fewer decode, `pick` is
     asked again with the number that did. Frames are in display order, turned upright by the
-    rotation tag and scaled by ffmpeg's bicubic.
+    rotation tag and scaled by ffmpeg's bicubic. A `listener` gets all of the stream it chooses.
 
     Raises MediaError for a file that is missing, empty, no video, or without a frame.
     """
     path = Path(path) if isinstance(path, str) else path
-    index = _scan(path)
-    num_frames = len(index.pts)
-    if num_frames == 0:
-        raise _no_frames(path)
-    indices = _picked(path, pick, num_frames)
-    frames = _read_groups(path, index, indices, size) if index.quick else {}
+    with open_media(path) as container:
+        stream = _video_stream(container, path)
+        index = _scan(container, stream, listener)
+        num_frames = len(index.pts)
+        if num_frames == 0:
+            raise _no_frames(path)
+        indices = _picked(path, pick, num_frames)
+        frames = _read_groups(container, stream, index, indices, size) if index.quick else {}
     if len(frames) < len(set(indices)):
         frames, decoded = _read_in_order(path, indices, size)
         if len(frames) < len(set(indices)):
@@ -210,60 +225,77 @@ class _Index:
     quick: bool  # frames may be found by their display time, from the keyframe before
 
 
-def _scan(path: MediaFile) -> _Index:
-    with open_media(path) as container:
-        stream = _video_stream(container, path)
-        packets = [
-            (packet.pts, packet.is_keyframe)
-            for packet in demux(container, stream)
-            if packet.size and not packet.is_discard
-        ]
-        # 25 is ffmpeg's own assumption where a file has no rate.
-        fps = float(stream.average_rate or stream.guessed_rate or 25)
-        times = {pts for pts, _ in packets}
-        stamped = len(times) == len(packets) and None not in times
-        keys = sorted(pts for pts, key in packets if key) if stamped else []
-        pts = sorted(times) if stamped else [0] * len(packets)
-        # Other codecs have packets without a frame, or keyframes that do not stand alone.
-        return _Index(pts, keys, fps, bool(keys) and stream.codec_context.name == "h264")
+def _scan(
+    container: av.container.InputContainer, stream: av.VideoStream, listener: Listener | None
+) -> _Index:
+    heard = listener.choose(container) if listener else None
+    packets = []
+    for packet in demux(container, stream, *filter(None, [heard])):
+        if packet.stream is not stream and listener:
+            listener.take(packet)
+        elif packet.size and not packet.is_discard:
+            packets.append((packet.pts, packet.is_keyframe))
+    # 25 is ffmpeg's own assumption where a file has no rate.
+    fps = float(stream.average_rate or stream.guessed_rate or 25)
+    times = {pts for pts, _ in packets}
+    stamped = len(times) == len(packets) and None not in times
+    keys = sorted(pts for pts, key in packets if key) if stamped else []
+    pts = sorted(times) if stamped else [0] * len(packets)
+    # Other codecs have packets without a frame, or keyframes that do not stand alone.
+    return _Index(pts, keys, fps, bool(keys) and stream.codec_context.name == "h264")
 
 
-def _read_groups(path: MediaFile, index: _Index, indices: list[int], size: Size) -> dict:
+def _read_groups(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    index: _Index,
+    indices: list[int],
+    size: Size,
+) -> dict:
     """Decodes only the groups of pictures that hold a wanted frame, each up to its last one.
 
     In a group, frames that no other frame refers to are skipped unless wanted. The pixels are those
     of a plain decode; a frame that does not turn up is left out of the answer.
     """
     wanted = {index.pts[i]: i for i in indices}
-    frames = {}
-    with open_media(path) as container:
-        stream = _video_stream(container, path)
-        for _, group in groupby(sorted(wanted), key=lambda pts: bisect_right(index.keys, pts)):
-            left = set(times := list(group))
-            try:
-                container.seek(times[0], stream=stream)
-            except av.FFmpegError:
-                break
-            for packet in demux(container, stream):
-                stream.codec_context.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
-                for frame in decode(packet):
-                    if frame.pts in left:
-                        left.remove(frame.pts)
-                        frames[wanted[frame.pts]] = _to_rgb(frame, size)
-                if not left:
-                    break
+    frames, to_rgb = {}, _Converter(size)
+    for _, group in groupby(sorted(wanted), key=lambda pts: bisect_right(index.keys, pts)):
+        unsent = set(times := list(group))
+        try:
+            container.seek(times[0], stream=stream)
+        except av.FFmpegError:
+            break
+        for frame in _decode_until_sent(container, stream, unsent):
+            if frame.pts in wanted:
+                frames[wanted[frame.pts]] = to_rgb(frame)
     return frames
+
+
+def _decode_until_sent(
+    container: av.container.InputContainer, stream: av.VideoStream, unsent: set[int]
+) -> Iterator[av.VideoFrame]:
+    """Frames from here on, until those of ``unsent`` times and what they refer to are decoded."""
+    for packet in demux(container, stream):
+        stream.codec_context.skip_frame = "DEFAULT" if packet.pts in unsent else "NONREF"
+        yield from decode(packet)
+        unsent.discard(packet.pts)
+        if not unsent:
+            # The decoder holds some back to put them in order: ask for these, not for later ones.
+            end = av.Packet()
+            end.stream = stream
+            yield from decode(end)
+            return
 
 
 def _read_in_order(path: MediaFile, indices: list[int], size: Size) -> tuple[dict, int]:
     """Plain decode up to the last wanted frame: frames by position, and how many were decoded."""
-    frames, decoded = {}, 0
+    frames, decoded, to_rgb = {}, 0, _Converter(size)
     with open_media(path) as container:
         stream = _video_stream(container, path)
         for packet in demux(container, stream):
             for frame in decode(packet):
                 if decoded in indices:
-                    frames[decoded] = _to_rgb(frame, size)
+                    frames[decoded] = to_rgb(frame)
                 decoded += 1
             if decoded > max(indices):
                 break
@@ -280,10 +312,10 @@ def _video_stream(container: av.container.InputContainer, path: MediaFile) -> av
     raise MediaError(f"{path.name} has no video stream to decode: use a file with a picture")
 
 
-def demux(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator:
-    """Packets of a stream; a file cut short ends where it can no longer be read."""
+def demux(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator:
+    """Packets of some streams; a file cut short ends where it can no longer be read."""
     try:
-        yield from container.demux(stream)
+        yield from container.demux(*streams)
     except av.FFmpegError:
         return
 
@@ -296,11 +328,18 @@ def decode(packet: av.Packet) -> list:
         return []
 
 
-def _to_rgb(frame: av.VideoFrame, size: Size) -> np.ndarray:
-    turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise
-    height, width = size if turns % 2 == 0 else size[::-1]
-    frame = frame.reformat(width, height, format="rgb24", interpolation="BICUBIC")
-    return np.rot90(frame.to_ndarray(), turns)
+class _Converter:
+    """Frames to upright [H, W, 3] of one size; ffmpeg's tables for it are built once a clip."""
+
+    def __init__(self, size: Size):
+        self._size, self._scaler = size, VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise
+        height, width = self._size if turns % 2 == 0 else self._size[::-1]
+        options: Any = {"format": "rgb24", "interpolation": "BICUBIC", "threads": 1}
+        frame = self._scaler.reformat(frame, width, height, **options)
+        return np.rot90(frame.to_ndarray(), turns)
 
 
 # Making CLIP input

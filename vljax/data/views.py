@@ -60,6 +60,19 @@ class Loaded:
     message: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """What is known of an item that cannot be read: of its bytes, if they are there, and why."""
+
+    media: str | None
+    stamp: Stamp
+    reason: str
+
+
+def identify(path: MediaFile) -> tuple[str, Stamp]:
+    return media_hash(path), file_stamp(path)
+
+
 def load(item: Item) -> Loaded:
     """Raises MediaError. Where there is no sound, the array has length 0."""
     spec, record = item.spec, item.record
@@ -111,33 +124,44 @@ def find_features(
     source: str,
     records: Sequence[Record],
     spec: FrameSpec,
+    skip: bool = False,
 ) -> Features:
     """All of a source's features, by output, each made by the encoder of that hash.
 
     Raises FeaturesError when the store was made by another encoder, and when any record's file is
-    missing from it, was changed, or was looked at in another way.
+    missing from it, was changed, or was looked at in another way. With ``skip`` a file that could
+    not be read, or is not there, is no error.
     """
     require_exact({source: spec})
     stores = {name: Store(folder / name) for name in encoders}
     rows, padding = {}, {}
+    unreadable: dict[int, str] = {}
     for name, store in stores.items():
         store.require(encoders[name])
-        rows[name] = _find_all(store, source, records, spec)
+        rows[name], reasons = _find_all(store, source, records, spec, skip)
+        unreadable |= reasons
         black = store.rows.get((PADDING, Item(None, spec).view))
         if black is None:
             raise FeaturesError(
                 f"{store.folder}: lacks the black frame; run vljax encode to its end"
             )
         padding[name] = np.array(store.read(black)[0])
-    return Features(stores, rows, padding)
+    return Features(stores, rows, padding, unreadable)
 
 
-def _find_all(store: Store, source: str, records: Sequence[Record], spec: FrameSpec) -> list[Rows]:
+def _find_all(
+    store: Store, source: str, records: Sequence[Record], spec: FrameSpec, skip: bool
+) -> tuple[list[Rows], dict[int, str]]:
+    """Where each record's rows lie, and with ``skip`` the reasons of those that have none."""
     views = [Item(record, spec).view for record in records]
-    found = []
+    found: list[Rows | None] = []
+    reasons: dict[int, str] = {}
     progress = Progress(f"{source}: files checked", len(records) + 1)  # no line if it is quick
     for i, (record, view) in enumerate(zip(records, views, strict=True)):
-        found.append(store.find(record.path, view))
+        rows = store.find(record.path, view)
+        if rows is None and skip and (reason := store.unreadable(record.path, view)):
+            rows, reasons[i] = Rows("", 0, 0, ""), reason
+        found.append(rows)
         progress.show(i + 1)
     missing = [i for i, rows in enumerate(found) if rows is None]
     if missing:
@@ -147,4 +171,4 @@ def _find_all(store: Store, source: str, records: Sequence[Record], spec: FrameS
             f"media, the first {first}: {store.why_not(first, views[missing[0]])}; run vljax "
             "encode with this config to add what is missing"
         )
-    return [rows for rows in found if rows is not None]
+    return [rows for rows in found if rows is not None], reasons

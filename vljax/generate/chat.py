@@ -1,7 +1,8 @@
 """The public face: ``vljax.load("tiny").chat("clip.mp4", "What happens?")``."""
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from vljax.generate.engine import Engine, Request, load_engine
 from vljax.generate.media import Media, read_media
 from vljax.generate.sampling import Sampling
 
+log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent.parent
 TINY_WEIGHTS = PACKAGE / "weights" / "tiny"
 SAMPLE = PACKAGE / "samples" / "sample.mp4"
@@ -67,11 +69,22 @@ class Model:
         return self.engine.answer(requests, sampling, seed)
 
 
-def load(name: str | Path = "tiny", dtype: Any = None) -> Model:
+def load(
+    name: str | Path = "tiny",
+    dtype: Any = None,
+    *,
+    quantise: str = "",
+    quantise_vit: str = "",
+    tell: Callable[[str], None] = log.info,
+) -> Model:
     """Loads "tiny", which comes with the package, or a folder of weights.
 
-    ``dtype`` to hold them and compute in; by default, what the folder says. Raises WeightsError
-    for a folder that holds none.
+    Args:
+      dtype: to hold them and compute in; by default, what the folder says.
+      quantise: "int8" or "int4", to hold the language model in; quantise_vit: "int8", the ViT.
+      tell: is told beforehand, in a line, what the weights take and whether they fit.
+
+    Raises WeightsError for a folder that holds none.
     """
     folder = TINY_WEIGHTS if str(name) == "tiny" else Path(name)
-    return Model(load_engine(folder, dtype), str(name))
+    return Model(load_engine(folder, dtype, quantise, quantise_vit, tell), str(name))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from vljax.data.tokenizer import Tokenizer
 from vljax.generate import decode
 from vljax.generate.media import FRAMES, Media
 from vljax.generate.sampling import Sampling
+from vljax.models import precision
 from vljax.models.sizes import VideoLlamaSize, size_of
 from vljax.models.video_llama import VideoLlama, abstract_parameters
 from vljax.store import Tree, WeightsError
@@ -187,13 +188,21 @@ def media_message(media: Media | None, template: Template) -> str:
     return template.sound_image if media.still else template.sound_video
 
 
-def load_engine(folder: str | Path, dtype: Any = None) -> Engine:
+def load_engine(
+    folder: str | Path,
+    dtype: Any = None,
+    quantise: str = "",
+    quantise_vit: str = "",
+    tell: Callable[[str], None] = log.info,
+) -> Engine:
     """The model in a folder that ``vljax train`` (stage=all) or ``vljax convert`` wrote.
 
     Computes in ``dtype``, by default in what the manifest says. Where a converted set lacks a
-    branch, the engine does too.
+    branch, the engine does too. ``quantise``, ``quantise_vit``: see ``precision.formats``; an array
+    is quantised as it is read. ``tell`` is told beforehand what the weights take.
     """
     folder = Path(folder)
+    formats = precision.formats(quantise, quantise_vit)
     manifest = _manifest_of_model(folder)
     size = size_of(manifest)
     tokenizer = Tokenizer(folder, size.llama.vocab)
@@ -202,13 +211,16 @@ def load_engine(folder: str | Path, dtype: Any = None) -> Engine:
     parts = tuple(manifest.get("parts", wanted))
     wanted = {n: x for n, x in wanted.items() if store.is_under(n, parts)}
     wanted = {n: x for n, x in wanted.items() if not store.is_under(n, ONLY_TRAINING)}
-    params, _ = store.load(folder, dtype, tuple(wanted))
-    picked = store.flatten(store.pick(params, store.unflatten(wanted), str(folder)))
-    del params
-    for name in picked:  # one by one, so that not all are held twice
-        picked[name] = jax.device_put(picked[name])
+    given = store.unflatten(store.stored(folder)[0])
+    picked = store.flatten(store.pick(given, store.unflatten(wanted), str(folder)))
+    held = precision.held(store.unflatten(wanted), formats, dict.fromkeys(wanted, dtype))
+    tell(precision.told(precision.weights_bytes(held), precision.free_bytes()))
+    importance = precision.importances(picked, size, formats)
+    placed: dict[str, jax.Array] = {}
+    for name, array in picked.items():  # one by one, so that no float model is held
+        placed |= jax.device_put(precision.read(name, array, formats, dtype, importance.get(name)))
     template = TEMPLATES[manifest["template"]]
-    return Engine(size, store.unflatten(picked), tokenizer, template, dtype)
+    return Engine(size, store.unflatten(placed), tokenizer, template, dtype)
 
 
 def _manifest_of_model(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Llama(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """tokens [B, L] -> [B, L, D]."""
-        return constrain(self.tokens()[tokens].astype(self.dtype), (*LEAD, "act_embed"))
+        x = constrain(self.tokens()[tokens].astype(self.dtype), ("batch", None, "act_lookup"))
+        return constrain(x, (*LEAD, "act_embed"))
 
     def __call__(
         self,

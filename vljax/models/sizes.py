@@ -3,9 +3,10 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vljax.data.audio import AudioSpec
+if TYPE_CHECKING:  # sizes are needed where nothing is decoded
+    from vljax.data.audio import AudioSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +114,10 @@ class VideoLlamaSize:
         return dataclasses.replace(self, **trunks)
 
     @property
-    def audio(self) -> AudioSpec:
+    def audio(self) -> "AudioSpec":
         """How sound is cut into clips and turned into mel spectrograms for this model."""
+        from vljax.data.audio import AudioSpec
+
         sound = self.imagebind.sound
         return AudioSpec(
             clips=self.max_clips,

@@ -1,6 +1,8 @@
 """Attention: pure mask builders, rotary positions, and the one attention module of all towers."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -11,6 +13,25 @@ from jax.ad_checkpoint import checkpoint_name
 from vljax.nn.layers import LEAD, Axes, Dense, constrain, normal
 
 NEGATIVE = -1e30  # finite, so that a fully masked row is an average and never NaN
+
+KERNELS = ("xla", "cudnn")  # the second: NVIDIA's fused one, in half precision
+_kernel: contextvars.ContextVar[str] = contextvars.ContextVar("kernel", default="xla")
+
+
+@contextlib.contextmanager
+def attending(kernel: str) -> Iterator[None]:
+    """Within this context (around a trace) attention is computed by ``kernel``.
+
+    Raises ValueError for one that does not exist. As with ``layers.constraining``, use a fresh
+    ``jax.jit`` for each.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"attention: got {kernel!r}, expected one of {', '.join(KERNELS)}")
+    token = _kernel.set(kernel)
+    try:
+        yield
+    finally:
+        _kernel.reset(token)
 
 
 class Cache(NamedTuple):
@@ -43,8 +64,12 @@ def attend(
 ) -> jax.Array:
     """q [B, L, H, K], k and v [B, S, G, K] (G divides H), mask bool [B, L, S] -> [B, L, H, K].
 
-    Scores are divided by sqrt(K); softmax in float32; ``drop`` is applied to its result.
+    Scores are divided by sqrt(K); softmax in float32; ``drop`` is applied to its result (which a
+    fused kernel does not show, so then it is never one).
     """
+    if drop is None and _kernel.get() == "cudnn":
+        mask = None if mask is None else mask[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     B, L, H, K = q.shape
     G = k.shape[2]
     q = q.reshape(B, L, G, H // G, K) * jnp.asarray(K**-0.5, q.dtype)
@@ -133,7 +158,7 @@ class Attention(nn.Module):
             cache = Cache(k, v, cache.next_slot + x.shape[1])
         if self.bias_kv:
             k, v = (self._append(y, f"bias_{n}") for y, n in ((k, "k"), (v, "v")))
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = nn.Dropout(self.dropout, deterministic=False) if self.dropout and train else None
         y = attend(q, k, v, mask, drop).reshape(*x.shape[:2], self.width)
         out = Dense(
             x.shape[-1],

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vljax.nn.quant import multiply
+
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Any]  # returns an array boxed with its logical names
 Constraint = Callable[[jax.Array, Axes], jax.Array]
@@ -56,7 +58,10 @@ def ones(axes: Axes) -> Initializer:
 
 
 class Dense(nn.Module):
-    """``x @ kernel + bias``: [..., in] -> [..., features]. ``axes`` names the kernel's two axes."""
+    """``x @ kernel + bias``: [..., in] -> [..., features]. ``axes`` names the kernel's two axes.
+
+    The kernel that it is given may be quantised, see ``nn.quant``.
+    """
 
     features: int
     axes: tuple[str, str]
@@ -67,7 +72,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", normal(self.std, self.axes), (x.shape[-1], self.features))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = multiply(x.astype(self.dtype), kernel)
         if self.use_bias:
             bias = self.param("bias", zeros(self.axes[1:]), (self.features,))
             y = y + bias.astype(self.dtype)

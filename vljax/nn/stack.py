@@ -1,6 +1,8 @@
 """Scan over layers, over chunks of frames, and rematerialisation: where all of these appear."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -11,23 +13,40 @@ from vljax.nn.layers import constrain
 
 _policies = jax.checkpoint_policies
 
-# What the backward pass keeps of each layer of the language model; the rest is made again. The
-# smaller the memory the more is made again, so take the first that fits. A frozen layer needs no
-# input of its products for gradients of weights, only what its norms, attention and SwiGLU are
-# differentiated at: keeping more than "dots_no_batch" is of no use to it.
+# What the backward pass keeps of each layer of the language model; the rest is made again. The less
+# is kept the more is made again, so take the first that fits. Beside each: its size in inputs of a
+# layer, for a frozen one of 7B at 512 tokens. Gradients of frozen weights are not wanted, so that
+# inputs of products need not be kept, only what norms, attention and SwiGLU are differentiated at:
+# that is "dots_no_batch", and makes again no product but the attention's.
 REMAT: dict[str, Any] = {
-    "none": None,  # everything, the attention's weights among it
-    "dots": _policies.checkpoint_dots,  # all products, scores too
-    "dots_no_batch": _policies.checkpoint_dots_with_no_batch_dims,  # products with weights
-    "attention": _policies.save_only_these_names("qkv", "attended"),  # not the MLP's, its most
-    "full": _policies.nothing_saveable,  # a layer's input
-    "offload": _policies.save_and_offload_only_these_names(  # that in the host's memory
+    "none": None,  # 32.5: everything, the attention's weights among it
+    "dots": _policies.checkpoint_dots,  # 14.4: all products, scores too
+    "dots_no_batch": _policies.checkpoint_dots_with_no_batch_dims,  # 10.4: those with weights
+    "attention": _policies.save_only_these_names("qkv", "attended"),  # 5: not the MLP's
+    "full": _policies.nothing_saveable,  # 1: a layer's input
+    "offload": _policies.save_and_offload_only_these_names(  # 1, in the host's memory
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["layer_in"],
         offload_src="device",
         offload_dst="pinned_host",
     ),
 }
+
+_unrolled: contextvars.ContextVar[bool] = contextvars.ContextVar("unrolled", default=False)
+
+
+@contextlib.contextmanager
+def unrolling(on: bool = True) -> Iterator[None]:
+    """Within this context (around a trace) layers are written out one after the other.
+
+    A loop over stacked weights copies each layer's out of the stack, forth and back; written out,
+    programs read them where they lie if they are given one by one, and compile as much longer.
+    """
+    token = _unrolled.set(on)
+    try:
+        yield
+    finally:
+        _unrolled.reset(token)
 
 
 def stack(
@@ -53,6 +72,7 @@ def stack(
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast for _ in range(shared))),
         length=depth,
+        unroll=depth if _unrolled.get() else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scanned(name=name, **fields)

@@ -21,6 +21,7 @@ ACTIVATION_AXES = (
     "batch",
     "frames",  # examples and their frames as one axis, in the encoders
     "act_seq",  # the language model's sequence
+    "act_lookup",  # the width of what was looked up in a table, before its sequence is split
     "act_embed",
     "act_mlp",
     "act_heads",
@@ -75,6 +76,7 @@ _SEQUENCE: Rules = (
     ("frames", ("data", "fsdp", "seq")),
     ("embed", ("fsdp", "seq")),
     ("act_seq", "seq"),
+    ("act_lookup", "seq"),  # in one go all devices would gather the rows of all
 )
 
 STRATEGIES = {

@@ -18,7 +18,8 @@ from vljax import store
 from vljax.data.decode_worker import Decoders
 from vljax.data.features import FeaturesError, Writer
 from vljax.data.quarantine import BAD, reason
-from vljax.data.views import Item, Loaded, load
+from vljax.data.views import Item, Loaded, Unreadable, identify, load
+from vljax.models.precision import form_of
 from vljax.models.sizes import VideoLlamaSize
 from vljax.models.video_llama import VideoLlama
 from vljax.progress import Progress
@@ -26,8 +27,8 @@ from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.store import Tree
-from vljax.train.loop import stop_signals
 from vljax.train.step import Problem
+from vljax.train.watch import stop_signals
 
 Key = tuple[str, str]  # media hash, view
 
@@ -87,6 +88,7 @@ class Encoder:
             wanted = _abstract(problem, name)
             names = tuple(store.flatten(wanted))
             _require_frozen(problem, name, names)
+            _require_float(problem, name, names)
             given = store.merge(*[store.load(folder, under=names)[0] for folder in start])
             tree = store.pick(given, wanted, f"start={', '.join(start) or '(nothing)'}")
             tree = jax.tree.map(lambda x: np.asarray(x).astype(problem.dtype), tree)
@@ -134,6 +136,15 @@ def _require_frozen(problem: Problem, output: str, names: Sequence[str]) -> None
             )
 
 
+def _require_float(problem: Problem, output: str, names: Sequence[str]) -> None:
+    for name in names:
+        if form := form_of(name, problem.formats):
+            raise FeaturesError(
+                f"quantise_vit: got {form.name}, but {output} are encoded by the ViT as it is; "
+                "leave it empty"
+            )
+
+
 def encode(
     items: Sequence[Item],
     writers: Mapping[str, Writer],
@@ -167,8 +178,9 @@ def encode(
 
     with stop_signals() as stopped, contextlib.closing(_read_ahead(todo, workers, seconds)) as read:
         for done, (item, loaded) in enumerate(read, len(items) - len(todo) + 1):
-            if isinstance(loaded, Exception):
-                bad.append((item, reason(loaded)))
+            if isinstance(loaded, Unreadable):
+                bad.append((item, loaded.reason))
+                _note_unreadable(item, loaded, writers)
             else:
                 if sum(len(x.array) for _, x in waiting) + len(loaded.array) > batch:
                     flush()
@@ -186,7 +198,7 @@ def encode(
 
 def _read_ahead(
     items: Sequence[Item], workers: int, seconds: float
-) -> Generator[tuple[Item, Loaded | Exception], None, None]:
+) -> Generator[tuple[Item, Loaded | Unreadable], None, None]:
     """Items in order with what is in their files, a few of them decoded ahead."""
     with Decoders(workers, seconds) as decoders:
         left = iter(items)
@@ -197,7 +209,23 @@ def _read_ahead(
             try:
                 yield item, future.result()
             except BAD as error:
-                yield item, error
+                yield item, _unreadable(item, error, decoders)
+
+
+def _unreadable(item: Item, error: Exception, decoders: Decoders) -> Unreadable:
+    try:
+        media, stamp = decoders.submit(identify, item.path).result()
+        return Unreadable(media, stamp, reason(error))
+    except BAD:  # not even its bytes
+        return Unreadable(None, (0, 0), reason(error))
+
+
+def _note_unreadable(item: Item, found: Unreadable, writers: Mapping[str, Writer]) -> None:
+    if found.media is None or item.path is None:
+        return
+    for writer in writers.values():
+        writer.note(item.path, found.stamp, found.media)
+        writer.refuse(found.media, item.view, found.reason)
 
 
 def _encode_group(

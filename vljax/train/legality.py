@@ -53,9 +53,9 @@ def require_legal(
         raise ValueError(
             f"sharding {strategy.name} on {devices} devices: {' and '.join(wrong)}; {hint}"
         )
-    vocab = Extent("vocab", problem.size.llama.vocab, "rows of the vocabulary's table")
-    for told in misfits(strategy, sizes, [vocab]):
-        log.warning("%s, so that each device holds all of it", told)
+    vocab = problem.size.llama.vocab
+    for told in misfits(strategy, sizes, [Extent("vocab", vocab, f"the vocabulary of {vocab}")]):
+        log.warning("%s, whose tables each device holds whole", told)
     return sizes
 
 
@@ -87,8 +87,8 @@ def misfits(
     if sizes.get("data", slices) % slices:
         wrong.append(f"data={sizes['data']} is no multiple of the {slices} slices")
     for extent in extents:
-        over = rules.get(extent.axis, ())
-        over = [a for a in ((over,) if isinstance(over, str) else over) if sizes[a] > 1]
+        wanted = rules.get(extent.axis, ())
+        over = [a for a in ((wanted,) if isinstance(wanted, str) else wanted) if sizes[a] > 1]
         if extent.size % math.prod(sizes[a] for a in over):
             mesh = " x ".join(f"{a}={sizes[a]}" for a in over)
             wrong.append(f"{mesh} does not divide {extent.words}")

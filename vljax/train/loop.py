@@ -4,22 +4,21 @@ import collections
 import contextlib
 import dataclasses
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from vljax import store
 from vljax.sharding.mesh import by_slice, make_mesh
 from vljax.sharding.placement import Placement
+from vljax.sharding.processes import Vote, first_alone, is_first
 from vljax.sharding.strategy import Strategy
 from vljax.store import Tree
-from vljax.train import partition
 from vljax.train.checkpoint import Checkpoints
 from vljax.train.legality import require_legal
 from vljax.train.metrics import plot_loss
@@ -27,7 +26,9 @@ from vljax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from vljax.train.profiling import Profiler
 from vljax.train.report import Pending, Report
 from vljax.train.speed import Speed
-from vljax.train.step import Problem, TrainState, make_state, make_train_step
+from vljax.train.start import prepare, told
+from vljax.train.step import Problem, make_train_step
+from vljax.train.watch import Watchdog, stop_signals
 
 HostBatch = dict[str, np.ndarray]
 Batches = Callable[[int], Iterator[tuple[str, HostBatch]]]  # from a step on: (source, batch)
@@ -40,6 +41,7 @@ class Run:
     ``start``: folders of weights, later ones over earlier ones; what they lack is initialised
     if it is trainable and an error if it is frozen. ``begin_as``: pairs of slash prefixes; what
     lies under the first begins as a copy of what the start weights hold under the second.
+    ``watchdog_seconds``: how long a step may take, see ``Watchdog``; 0 for ever.
     ``batch_sizes`` of the sources, and ``lengths`` that a row's tokens may have: what is known of
     the batches before the first one, to be checked against the mesh.
     """
@@ -55,6 +57,7 @@ class Run:
     seed: int = 0
     save_every: int = 1000
     log_every: int = 10
+    watchdog_seconds: float = 0.0
     batch_sizes: tuple[tuple[str, int], ...] = ()
     lengths: tuple[int, ...] = ()
     profile: tuple[int, int] | None = None  # from which step to which, where this command begins
@@ -66,19 +69,25 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
     Args:
       batches: gives the pairs of source name and batch that follow a step.
       manifest: what to say of the weights besides what the loop knows.
+
+    Raises KeyboardInterrupt(signal, text) when stopped, after the step is saved.
     """
     require_legal_here(run)
     run.workdir.mkdir(parents=True, exist_ok=True)
     placement = Placement(run.strategy, make_mesh(run.strategy))
     tx = make_optimizer(run.optimizer, run.steps)
-    state, frozen = prepare(run, placement, tx)
-    frozen_hash = store.content_hash(frozen)
+    if is_first():
+        print(told(run.problem, placement, tx), file=sys.stderr)
+    state, frozen, frozen_hash = prepare(
+        run.problem, run.start, run.begin_as, run.seed, placement, tx
+    )
+    frozen = run.problem.lay_out(frozen)
     step_fn = make_train_step(run.problem, tx, placement, state)
-    rate = schedule(run.optimizer, run.steps)
+    vote = Vote(placement.mesh)
     consumed: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints"))
-        stopped = stack.enter_context(stop_signals())
+        signals = stack.enter_context(stop_signals())
         facts = {"frozen": frozen_hash, "config": comparable(manifest.get("config"), run.workdir)}
         facts |= {"encoders": manifest["encoders"]} if "encoders" in manifest else {}
         restored = checkpoints.restore(state, facts)
@@ -86,35 +95,45 @@ def fit(run: Run, batches: Batches, manifest: dict[str, Any]) -> Path:
             state, meta = restored
             consumed.update(meta["consumed"])
         start = int(state.step)
-        speed = Speed(run.problem, list(placement.mesh.devices.flat))
-        report = stack.enter_context(
-            Report(run.name, run.workdir, start, run.steps, run.log_every, rate, speed)
-        )
+        report = stack.enter_context(make_report(run, start, list(placement.mesh.devices.flat)))
         profiler = stack.enter_context(
             Profiler(run.workdir / "profile", run.profile, run.steps - start)
         )
+        stacks = run.workdir / f"stacks_{jax.process_index()}.txt"
+        watchdog = stack.enter_context(Watchdog(run.watchdog_seconds, stacks))
         pending: Pending | None = None
-        for step, (source, batch) in enumerate(batches(start), start):
-            consumed.update(_count(source, batch))
-            batch.pop("missing", None)  # counted; the device has no use for it
+        for step, (source, batch) in enumerate(batches(start), start + 1):
+            asked = vote.cast(max(signals, default=0))
             placed = place(batch, placement)
-            profiler.before(step - start)
+            consumed.update(_count(source, placed))
+            placed.pop("missing", None)  # counted; the step has no use for it
+            profiler.before(step - 1 - start)
             state, metrics = step_fn(state, frozen, placed)
-            profiler.after(step - start, metrics)
+            profiler.after(step - 1 - start, metrics)
             if pending is not None:
+                jax.block_until_ready(pending.metrics)  # no more than two steps are under way
                 report(pending)
-            pending = Pending(step + 1, metrics | _seen(consumed), speed.work(placed))
-            last = step + 1 == run.steps or bool(stopped)
-            if last or (step + 1) % run.save_every == 0:
+            stopped = asked()  # by any process, and known to all of them at this step
+            watchdog.beat()
+            pending = Pending(step, metrics | _seen(consumed), report.speed.work(placed))
+            if stopped or step == run.steps or step % run.save_every == 0:
                 report.require_finite(pending)
-                checkpoints.save(state, facts | {"consumed": dict(consumed)})
-            if last:
-                report(pending)
+                report(pending)  # before the step is saved: its row would be missing after a kill
+                pending = None
+                seen = {"consumed": _whole(consumed), "next_batch": step}
+                checkpoints.save(state, facts | seen)
             if stopped:
-                raise KeyboardInterrupt
-    folder = _finish(run, state, frozen_hash, consumed, manifest)
-    plot_loss(run.workdir)
+                raise KeyboardInterrupt(stopped, f"after step {step}, which is saved")
+    folder = run.workdir / "weights"
+    params = _on_host(state.params)
+    first_alone("weights", lambda: _finish(folder, run, params, frozen_hash, consumed, manifest))
     return folder
+
+
+def make_report(run: Run, start: int, devices: list[jax.Device]) -> Report:
+    rate, speed = schedule(run.optimizer, run.steps), Speed(run.problem, devices)
+    writes = is_first()
+    return Report(run.name, run.workdir, start, run.steps, run.log_every, rate, speed, writes)
 
 
 def require_legal_here(run: Run) -> None:
@@ -129,43 +148,18 @@ def require_legal_here(run: Run) -> None:
     )
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are only noted, in the list given: the step is finished and saved first.
-
-    Raised inside a step they would leave a donated, dead state. The second one is not held back.
-    """
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: Any) -> None:
-        noted.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        restore()
-
-
 # What may change when a run goes on.
 FREE = (
     "workdir",
     "sharding",
     "remat",
+    "attention",
+    "unroll",
     "accumulate",
     "frame_chunk",
     "log_every",
     "save_every",
+    "watchdog_seconds",
     "decoding",
     "features",
 )
@@ -182,46 +176,6 @@ def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
     return json.loads(json.dumps(kept(config or {})).replace(str(workdir), "WORKDIR"))
 
 
-def prepare(run: Run, placement: Placement, tx: Any) -> tuple[TrainState, Tree]:
-    """The initial state and the frozen tree, both placed on the mesh."""
-    abstract = run.problem.abstract()
-    trainable, frozen = partition.split(nn.unbox(abstract), run.problem.trainable)
-    given = store.merge(*[store.load(folder)[0] for folder in run.start])
-    given = store.merge(given, copies(given, run.begin_as))
-    source = f"start={', '.join(run.start) or '(nothing)'}"
-    frozen_values = store.pick(given, frozen, source)
-    initial = run.problem.initialise(jax.random.key(run.seed))
-    values = store.flatten(store.pick(store.merge(initial, given), trainable, source))
-    where = store.flatten(placement.parameters(abstract))
-    params = {n: jax.device_put(x, where[n]) for n, x in values.items()}
-    fixed = {
-        n: jax.device_put(x.astype(run.problem.dtype), where[n])
-        for n, x in store.flatten(frozen_values).items()
-    }
-    state = make_state(store.unflatten(params), tx, jax.random.key(run.seed + 1))
-    return _replicate_rest(state, placement), store.unflatten(fixed)
-
-
-def copies(given: Tree, begin_as: tuple[tuple[str, str], ...]) -> Tree:
-    """The arrays under each pair's second prefix, named as under its first."""
-    found: dict[str, Any] = {}
-    for new, old in begin_as:
-        named = {n: x for n, x in store.flatten(given).items() if n.startswith(old)}
-        if not named:
-            raise ValueError(f"begin_as: got {old!r}, expected a prefix of the start weights")
-        found |= {new + name.removeprefix(old): x for name, x in named.items()}
-    return store.unflatten(found)
-
-
-def _replicate_rest(state: TrainState, placement: Placement) -> TrainState:
-    """Counters and keys go to all devices; moments already lie where their parameters do."""
-
-    def place_one(x: jax.Array) -> jax.Array:
-        return x if x.ndim else jax.device_put(x, placement.replicated)
-
-    return jax.tree.map(place_one, state)
-
-
 def place(batch: HostBatch, placement: Placement) -> dict[str, jax.Array]:
     """Puts this host's rows onto the mesh: global arrays, split over the data axes.
 
@@ -235,18 +189,18 @@ def place(batch: HostBatch, placement: Placement) -> dict[str, jax.Array]:
     }
 
 
-def _count(source: str, batch: HostBatch) -> dict[str, int]:
-    """This host's examples a field and a source: what a run has seen, and what it could not."""
+def _count(source: str, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """All processes' examples a field and a source: what a run has seen, and what it could not."""
     size = len(next(iter(batch.values())))
-    counts = {f"source/{source}": size} | {f"field/{name}": size for name in batch}
+    counts: dict[str, Any] = {f"source/{source}": size} | {f"field/{name}": size for name in batch}
     if "missing" in batch:
         del counts["field/missing"]
-        counts[f"skipped/{source}"] = int(batch["missing"].sum())
+        counts[f"skipped/{source}"] = batch["missing"].sum()  # not waited for
         counts[f"source/{source}"] -= counts[f"skipped/{source}"]
     return counts
 
 
-def _seen(consumed: collections.Counter[str]) -> dict[str, int]:
+def _seen(consumed: Mapping[str, Any]) -> dict[str, Any]:
     """Samples so far; and records that could not be read, where leaving them out was asked for."""
     counts = {
         kind: [n for name, n in consumed.items() if name.startswith(f"{kind}/")]
@@ -256,21 +210,32 @@ def _seen(consumed: collections.Counter[str]) -> dict[str, int]:
     return seen | ({"skipped": sum(counts["skipped"])} if counts["skipped"] else {})
 
 
+def _whole(consumed: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(n) for name, n in sorted(consumed.items())}
+
+
+def _on_host(params: Tree) -> Tree:
+    """The whole of each array, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(params)
+    return multihost_utils.process_allgather(params, tiled=True)
+
+
 def _finish(
+    folder: Path,
     run: Run,
-    state: TrainState,
+    params: Tree,
     frozen_hash: str,
     consumed: collections.Counter[str],
     manifest: dict[str, Any],
-) -> Path:
-    folder = run.workdir / "weights"
+) -> None:
     facts = {
         "run": run.name,
         "size": run.problem.size.name,
-        "step": int(state.step),
+        "step": run.steps,
         "seed": run.seed,
         "frozen": frozen_hash,
-        "consumed": dict(sorted(consumed.items())),
+        "consumed": _whole(consumed),
     }
-    store.save(folder, jax.device_get(state.params), manifest | facts)
-    return folder
+    store.save(folder, params, manifest | facts)
+    plot_loss(run.workdir)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vljax.store import write_whole
+
 # What depends on the clock; all else in a row follows from the config, killed and resumed or not.
 TIMING = ("seconds", "clips_per_s", "tokens_per_s_per_device", "mfu", "eta_s")
 
@@ -22,7 +24,7 @@ class MetricsLog:
     def __init__(self, workdir: Path, step: int = 0):
         self.path = workdir / "metrics.jsonl"
         rows = [r for r in read_metrics(workdir) if r["step"] <= step]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        write_whole(self.path, "".join(json.dumps(r) + "\n" for r in rows))
 
     def write(self, row: dict[str, Any]) -> None:
         with self.path.open("a") as file:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from vljax.store import Tree, flatten, unflatten
+from vljax.train.partition import is_stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,7 @@ def decays(params: Tree, config: OptimizerConfig) -> Tree:
     """
 
     def one(name: str, x: jax.Array) -> bool:
-        stacked = "/layers/" in name or "/groups/" in name
-        return x.ndim - stacked >= 2 and not re.search(config.no_decay, name)
+        return x.ndim - is_stacked(name) >= 2 and not re.search(config.no_decay, name)
 
     return unflatten({n: one(n, x) for n, x in flatten(params).items()})
 

@@ -5,7 +5,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
+from vljax.models.precision import array_bytes
 from vljax.store import Tree, flatten, unflatten
+
+SCALES = ("/kernel/scale", "/kernel/middle")  # of quantised kernels: bytes, but no parameters
 
 
 class Row(NamedTuple):
@@ -42,16 +47,40 @@ def merge(trainable: Tree, frozen: Tree) -> Tree:
     return unflatten(flatten(frozen) | flatten(trainable))
 
 
+def is_stacked(name: str) -> bool:
+    """Whether the first axis of the parameter of this slash name counts layers."""
+    return "/layers/" in name or "/groups/" in name
+
+
+def unstack(tree: Tree) -> Tree:
+    """Each stacked array as {"0": the first layer's, ...}; what is given is used up, one by one."""
+    flat = {}
+    for name, x in flatten(tree).items():
+        if not is_stacked(name):
+            flat[name] = x
+            continue
+        flat |= {f"{name}/{i}": x[i] for i in range(len(x))}
+        x.delete()
+    return unflatten(flat)
+
+
+def restack(tree: Tree) -> Any:
+    """The inverse of ``unstack``; in a traced function it moves nothing."""
+    if "0" in tree:
+        return jnp.stack([tree[str(i)] for i in range(len(tree))])
+    return {name: restack(x) if isinstance(x, dict) else x for name, x in tree.items()}
+
+
 def table(trainable: Tree, frozen: Tree) -> list[Row]:
     """Module, parameters, bytes, frozen or trainable; from arrays or abstract arrays."""
     rows = []
     for tree, train in ((trainable, True), (frozen, False)):
-        groups: dict[str, list[Any]] = {}
+        groups: dict[str, list[tuple[int, int]]] = {}
         for name, leaf in flatten(tree).items():
-            groups.setdefault(_module(name), []).append(leaf)
-        for module, leaves in groups.items():
-            sizes = [(math.prod(x.shape), x.dtype.itemsize) for x in leaves]
-            rows.append(Row(module, sum(n for n, _ in sizes), sum(n * b for n, b in sizes), train))
+            counted = 0 if name.endswith(SCALES) else math.prod(leaf.shape)
+            groups.setdefault(_module(name), []).append((counted, array_bytes(leaf)))
+        for module, sizes in groups.items():
+            rows.append(Row(module, sum(n for n, _ in sizes), sum(b for _, b in sizes), train))
     return sorted(rows, key=lambda r: r.module)
 
 

@@ -40,7 +40,7 @@ def step_flops(problem: Problem, batch: Mapping[str, Any]) -> flops.Flops:
     differentiated: neither is counted. Nor is what rematerialisation does again.
     """
     abstract = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in batch.items()}
-    return executed_flops(problem.without_remat(), abstract)
+    return executed_flops(problem.plain(), abstract)
 
 
 def executed_flops(problem: Problem, batch: Mapping[str, Any]) -> flops.Flops:

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vljax.models.precision import Formats, held, require_frozen
 from vljax.models.sizes import VideoLlamaSize
+from vljax.nn.attention import attending
 from vljax.nn.layers import constraining
-from vljax.nn.stack import REMAT
+from vljax.nn.stack import REMAT, unrolling
 from vljax.sharding.placement import Placement
-from vljax.store import Tree
+from vljax.store import Tree, flatten
 from vljax.train import partition
 from vljax.train.objectives import Batch, Objective
 
@@ -40,6 +42,7 @@ class Problem:
         over all of the batch's tokens, as without. Dropout, noise and distractors are drawn anew
         for each.
       frame_chunk: frames of each example that go through a frozen encoder at once; 0 for all.
+      formats: of frozen kernels that are held in fewer bits than ``dtype`` has.
     """
 
     size: VideoLlamaSize
@@ -47,8 +50,11 @@ class Problem:
     trainable: tuple[str, ...]
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: str = "xla"
+    unroll: bool = False
     accumulate: int = 1
     frame_chunk: int = 0
+    formats: Formats = ()
 
     def __post_init__(self) -> None:
         if self.remat not in REMAT:
@@ -64,12 +70,27 @@ class Problem:
                 "mean over rows"
             )
 
-    def without_remat(self) -> "Problem":
-        return dataclasses.replace(self, remat="none")
+    def plain(self) -> "Problem":
+        """The same loss with nothing made again and no fused kernel, to be counted."""
+        return dataclasses.replace(self, remat="none", attention="xla", unroll=False)
+
+    def lay_out(self, frozen: Tree) -> Tree:
+        """The frozen tree as the step takes it; what is given may be used up."""
+        return partition.unstack(frozen) if self.unroll else frozen
 
     def abstract(self) -> Tree:
         """The abstract parameter tree, boxed with logical axes: what the loss touches, no more."""
         return jax.eval_shape(self._init, jax.random.key(0), self.objective.batch(self.size))
+
+    def held(self) -> Tree:
+        """``abstract`` as it is held: what moves in float32, the rest in ``dtype`` or quantised.
+
+        Raises ValueError where a format is for nothing that is frozen.
+        """
+        boxed = self.abstract()
+        moving, fixed = partition.split(nn.unbox(boxed), self.trainable)
+        require_frozen(self.formats, flatten(fixed), flatten(moving))
+        return held(boxed, self.formats, dict.fromkeys(flatten(fixed), self.dtype))
 
     def initialise(self, rng: jax.Array) -> Tree:
         """Random values of the trainable parameters; the frozen ones are never made."""
@@ -93,12 +114,13 @@ class Problem:
     def loss(self, params: Tree, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict]:
         module = self._module()
         dropout, noise = jax.random.split(rng)
-        out: Any = module.apply(
-            {"params": params},
-            batch,
-            method=self.objective.method,
-            rngs={"dropout": dropout, "noise": noise},
-        )
+        with attending(self.attention), unrolling(self.unroll):
+            out: Any = module.apply(
+                {"params": partition.restack(params)},
+                batch,
+                method=self.objective.method,
+                rngs={"dropout": dropout, "noise": noise},
+            )
         return out
 
 
@@ -186,12 +208,12 @@ def abstract_arguments(
     For lowering a step without any array: ``make_train_step(..., state).lower(...)``. ``batch``
     has shapes and dtypes.
     """
-    boxed = problem.abstract()
+    boxed = problem.held()
     where = partition.split(placement.parameters(boxed), problem.trainable)
     trainable, frozen = partition.split(nn.unbox(boxed), problem.trainable)
 
-    def place(x: Any, sharding: Any, dtype: Any = None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
+    def place(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     state = jax.eval_shape(lambda: make_state(_zeros(trainable), tx, jax.random.key(0)))
     everywhere = jax.tree.map(lambda _: placement.replicated, state)
@@ -199,8 +221,11 @@ def abstract_arguments(
         tx, lambda _, s: s, everywhere.opt_state, where[0], is_leaf=_is_sharding
     )
     state = jax.tree.map(place, state, everywhere.replace(params=where[0], opt_state=moments))
-    frozen = jax.tree.map(lambda x, s: place(x, s, problem.dtype), frozen, where[1])
-    return state, frozen, jax.tree.map(place, batch, placement.batch(batch))
+    return (
+        state,
+        jax.tree.map(place, frozen, where[1]),
+        jax.tree.map(place, batch, placement.batch(batch)),
+    )
 
 
 def _zeros(abstract: Tree) -> Tree:

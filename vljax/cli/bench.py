@@ -1,0 +1,111 @@
+"""``vljax bench data|train``: measures speed on the machine at hand."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> int | None:
+    parser = argparse.ArgumentParser(prog="vljax bench", description=__doc__)
+    parser.add_argument("what", choices=VERBS, help="what to measure; --help behind it says more")
+    args = parser.parse_args(argv[:1])
+    return VERBS[args.what](argv[1:])
+
+
+def data(argv: Sequence[str]) -> None:
+    """Clips a second from file to frames and mel clips, beside the original's recipe."""
+    parser = argparse.ArgumentParser(prog="vljax bench data", description=data.__doc__)
+    parser.add_argument(
+        "--clips", type=Path, metavar="DIR", help="h264 clips with sound; else made"
+    )
+    parser.add_argument("--make", type=int, default=4, metavar="N", help="how many are made")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, help="medians of so many are told")
+    parser.add_argument("--jobs", type=int, default=24, help="clips a worker reads in a round")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    for name in ("make", "rounds", "jobs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: got {getattr(args, name)}, expected at least 1")
+    from vljax.bench.data import measure, table
+    from vljax.bench.original import missing
+    from vljax.progress import Progress
+
+    if missing():
+        print(
+            f"vljax bench: without {', '.join(missing())} ours is measured alone; for the "
+            "original's recipe pip install 'vljax[bench]'",
+            file=sys.stderr,
+        )
+    progress = Progress("rounds", args.rounds)
+    with tempfile.TemporaryDirectory() as made:
+        paths = clips_of(args.clips) if args.clips else make(Path(made), args.make)
+        report = measure(paths, args.workers, args.rounds, args.jobs, progress.show)
+    print(json.dumps(report, indent=1) if args.json else table(report))
+
+
+def clips_of(folder: Path) -> list[Path]:
+    from vljax.data.video import CLIP_SUFFIXES
+
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in CLIP_SUFFIXES)
+    if not found:
+        raise ValueError(f"--clips: got {folder}, expected a folder with clips such as a.mp4")
+    return found
+
+
+def make(folder: Path, count: int) -> list[Path]:
+    from vljax.bench.clips import make_clips
+    from vljax.progress import Progress
+
+    progress = Progress("clips made", count)
+    return make_clips(folder, count, show=progress.show)
+
+
+def train(argv: Sequence[str]) -> int:
+    """The vision step, beside the same one in PyTorch."""
+    parser = argparse.ArgumentParser(
+        prog="vljax bench train",
+        description="Times the vision stage's step with random weights on the first device, and "
+        "beside it the same step in PyTorch (transformers' LLaMA and BLIP-2), if it is installed.",
+    )
+    add = parser.add_argument
+    add("--size", default="7b", help="7b (the default), 13b or tiny")
+    add("--layers", type=int, default=0, help="of ViT and LLaMA each; 0, the default, is all")
+    add("--batch", type=int, default=4, help="clips a step (4)")
+    add("--seq", type=int, default=512, help="tokens of a row, media among them (512)")
+    add("--frames", type=int, default=8, help="of a clip (8)")
+    add("--remat", default="none", help="what is made again: all, or names with commas (none)")
+    add("--attention", default="xla", help="all, or of xla and cudnn (xla)")
+    add("--loop", default="scanned", help="over layers: all, or of scanned and unrolled (scanned)")
+    add("--steps", type=int, default=5, help="timed ones a round, after one that is not (5)")
+    add("--rounds", type=int, default=2, help="turns of every contender (2)")
+    add("--json", action="store_true")
+    args = parser.parse_args(argv)
+
+    from vljax.bench.train import Case, compare, require_sensible, table, variants
+    from vljax.progress import Progress
+
+    numbers = {n: getattr(args, n) for n in ("size", "layers", "batch", "seq", "frames")}
+    cases = [Case(**numbers, **v) for v in variants(args.remat, args.attention, args.loop)]
+    require_sensible(cases[0], args.steps, args.rounds)
+    line: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        line[:] = line or [Progress("turns", total)]
+        line[0].show(done)
+
+    found = compare(cases, args.steps, args.rounds, lambda told: print(told, file=sys.stderr), show)
+    if args.json:
+        rows = [dataclasses.asdict(m) | {"mfu": m.mfu if m.seconds else None} for m in found]
+        print(json.dumps({"case": numbers, "measured": rows}))
+    else:
+        device = next((m.device for m in found if m.device), "no device")
+        print(f"{device}, {', '.join(f'{n} {x}' for n, x in numbers.items())}\n{table(found)}")
+    return 0 if any(m.seconds for m in found) else 1
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {"data": data, "train": train}
