@@ -86,7 +86,7 @@ def lower_step(
     step = make_train_step(problem, tx, placement, state)
     held = {"frozen": frozen, "trainable": state.params, "optimizer": state.opt_state}
     parts = {name: held_bytes(tree) for name, tree in (held | {"batch": placed}).items()}
-    return Lowered(problem, mesh, batch, parts, step.lower(state, frozen, placed))  # type: ignore[attr-defined]
+    return Lowered(problem, mesh, batch, parts, step.lower(state, frozen, placed))
 
 
 def held_bytes(tree: Any) -> int:

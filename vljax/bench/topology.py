@@ -54,19 +54,23 @@ def describe(name: str) -> Topology:
     if chip is None:
         return Topology(name, None, "cpu", slices, cpu_devices(math.prod(_ints(shape)) * slices))
     if chip.is_tpu:
-        return Topology(name, chip, "tpu", slices, _tpu_devices(name, chip, shape, slices))
+        return Topology(name, chip.core, "tpu", slices, _tpu_devices(name, chip, shape, slices))
     from vljax.bench.cuda import cuda_devices
 
     return Topology(name, chip, "cuda", slices, cuda_devices(chip, shape))
 
 
 def cpu_devices(count: int) -> tuple[Any, ...]:
-    """That many of this process's CPU devices, virtual ones; ValueError if it has fewer."""
+    """That many virtual devices of this machine's processor.
+
+    Raises ValueError where JAX has begun already, with fewer.
+    """
+    with contextlib.suppress(RuntimeError):  # it has begun
+        jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise ValueError(
-            f"topology cpu:{count}: this process has {len(devices)} CPU devices; begin it with "
-            f"--cpu-devices {count}"
+            f"topology cpu:{count}: this process has begun with {len(devices)} CPU devices"
         )
     return tuple(devices[:count])
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--config={args.config}: got a chain, expected one stage of it")
     described = [describe(name) for name in args.topology.split(",")]
     candidates = plan.candidates(
-        [t.name for t in described],
+        [topology.name for topology in described],
         strategies(args.strategy),
         batch_size(args.batch_per_device),
         args.frames,

@@ -5,12 +5,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts them: of a TPU v4 or v7x that is half a chip.
+    """One accelerator.
 
     ``kinds``: how its ``device_kind`` begins. ``memory``: bytes a program may use, as the compiler
     states it on TPUs. ``link``: bytes/s, one way, of an ICI link (TPU), or of all of a card's
     NVLink together. ``wraps``: the length at which a torus dimension closes, to be a line below it.
     ``network``: bytes/s a device between slices or hosts, an assumption about the data centre.
+    ``cores``: as how many devices the compiler is told of one.
     """
 
     name: str
@@ -21,6 +22,13 @@ class Chip:
     link: float
     network: float
     wraps: int = 0
+    cores: int = 1
+
+    @property
+    def core(self) -> "Chip":
+        """A device as the compiler counts them: all but the links in equal parts."""
+        parts = {n: getattr(self, n) / self.cores for n in ("flops", "hbm", "memory", "network")}
+        return dataclasses.replace(self, **parts, cores=1)
 
     @property
     def is_tpu(self) -> bool:
@@ -31,7 +39,7 @@ _GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", ("TPU v4",), 1.375e14, 6e11, 15.25 * _GIB, 4.5e10, 3.1e9, 4),
+        Chip("v4", ("TPU v4",), 2.75e14, 1.2e12, 30.5 * _GIB, 4.5e10, 6.2e9, 4, cores=2),
         Chip("v5e", ("TPU v5 lite", "TPU v5e"), 1.97e14, 8.1e11, 15.75 * _GIB, 4.5e10, 3.1e9, 16),
         Chip("v5p", ("TPU v5", "TPU v5p"), 4.59e14, 2.8e12, 95.73 * _GIB, 9e10, 6.2e9, 4),
         Chip("v6e", ("TPU v6 lite", "TPU v6e"), 9.2e14, 1.6e12, 31.24 * _GIB, 9e10, 1.25e10, 16),
