@@ -60,6 +60,7 @@ setup(
         "parity": PARITY,
         "bench": BENCH,
         "dev": DATA + CONVERT + DEV + SCHEMAS,
+        "plan-tpu": ["libtpu>=0.0.42"],  # the TPUs' compiler, for machines that are not here
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },

@@ -10,6 +10,7 @@ VERBS = {
     "chat": "ask about a clip or an image",
     "train": "run a stage, or all of them",
     "encode": "run the frozen towers over all media once, to train from what they make",
+    "plan": "which sharding strategy fits which machine, before it is rented",
     "evaluate": "measure answers",
     "doctor": "look weights over before they are converted or loaded",
     "convert": "turn published weights into a folder of ours, or back",

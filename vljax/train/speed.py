@@ -8,29 +8,15 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from vljax.sharding.chips import chip_of
 from vljax.train import flops, partition
 from vljax.train.step import Problem
 
-# Dense bfloat16 FLOP/s of a device, by how its kind begins. Makers' figures.
-PEAKS = {
-    "TPU v4": 2.75e14,
-    "TPU v5 lite": 1.97e14,
-    "TPU v5e": 1.97e14,
-    "TPU v5": 4.59e14,
-    "TPU v5p": 4.59e14,
-    "TPU v6 lite": 9.2e14,
-    "TPU v6e": 9.2e14,
-    "NVIDIA A100": 3.12e14,
-    "NVIDIA H100": 9.89e14,
-    "NVIDIA H100 PCIe": 7.56e14,
-    "NVIDIA H200": 9.89e14,
-}
-
 
 def peak_of(kind: str) -> float | None:
-    """The peak of a device of this ``device_kind``; None for one that is not in the table."""
-    known = [name for name in PEAKS if kind.startswith(name)]
-    return PEAKS[max(known, key=len)] if known else None
+    """The peak FLOP/s of a device of this ``device_kind``; None for one that is not known."""
+    chip = chip_of(kind)
+    return chip.flops if chip else None
 
 
 def step_flops(problem: Problem, batch: Mapping[str, Any]) -> flops.Flops:

@@ -1,0 +1,152 @@
+"""Rows of a plan: compiled for this machine's processor as eight devices, and judged by figures."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from vljax.bench.compile import abstract_batch, out_of_memory
+from vljax.bench.hlo import Collective
+from vljax.bench.plan import Candidate, answer, largest_batch, ranked, table
+from vljax.bench.roofline import axis_rate, bound
+from vljax.bench.topology import describe
+from vljax.cli.main import main
+from vljax.models.sizes import TINY
+from vljax.sharding.chips import CHIPS, chip_of
+from vljax.train.objectives import make_objective
+from vljax.train.step import Problem
+
+SMALL = Candidate("cpu:8", "fsdp", 1, 1, 32)
+
+
+@pytest.mark.slow
+def test_a_row_of_a_strategy_that_fits_and_one_that_does_not(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    argv = ["--config=configs/vision_pretrain.py:size=tiny", "--topology=cpu:8"]
+    argv += ["--strategy=dp,tp", "--batch-per-device=1", "--frames=1", "--seq=32"]
+    argv += [f"--cache={tmp_path / 'cache'}", f"--json={out}"]
+    assert main(["plan", *argv]) == 0
+    fits, refused = json.loads(out.read_text())
+    assert (fits["strategy"], fits["fits"], fits["mesh"]) == ("dp", True, {"data": 8})
+    assert fits["hbm_gib"]["arguments"] == pytest.approx(sum(fits["parts_gib"].values()), rel=0.01)
+    assert {c["kind"] for c in fits["collectives"]} == {"all-reduce"}
+    assert fits["flops_per_device"] > 0
+    assert fits["bound_s"] is None
+    assert refused["fits"] is False
+    assert "4 heads" in refused["reason"]
+    assert "Use dp on cpu:8" in capsys.readouterr().out
+    kept = list((tmp_path / "cache").iterdir())
+    assert len(kept) == 1
+    # what was compiled once is read
+    kept[0].write_text(kept[0].read_text().replace('"compile_s": ', '"compile_s": 99'))
+    assert main(["plan", *argv]) == 0
+    assert json.loads(out.read_text())[0]["compile_s"] > 90
+
+
+def given(strategy, seconds, fits=True, high=0.0):
+    terms = {"compute": seconds, "hbm": 0.0, "ici": seconds / 2, "dcn": 0.0}
+    return {
+        "topology": "v5e:4x4",
+        "strategy": strategy,
+        "mesh": {"data": 16},
+        "batch_per_device": 4,
+        "fits": fits,
+        "reason": "" if fits else "needs 20 GiB of 16 GiB",
+        "bound_s": terms | {"low": seconds, "high": high or seconds * 1.5},
+        "at_best": {"clips_per_s": 64 / seconds},
+    }
+
+
+def test_the_fastest_that_fits_comes_first_and_refused_rows_keep_their_reason():
+    rows = ranked([given("tp", 2.0), given("dp", 0.5, fits=False), given("fsdp", 1.0)])
+    assert [r["strategy"] for r in rows] == ["fsdp", "tp", "dp"]
+    assert answer(rows) == (
+        "Use fsdp on v5e:4x4, 4 clips a device: at least 1 s a step, limited by compute. Next "
+        "best: tp on v5e:4x4, 100% slower at best, limited by compute."
+    )
+    assert "no: needs 20 GiB of 16 GiB" in table(rows)
+    assert answer(rows[2:]).startswith("Nothing fits.")
+
+
+@pytest.mark.parametrize(("most_that_fit", "tries"), [(0, 1), (1, 2), (5, 6), (37, 10)])
+def test_the_largest_batch_is_found_in_few_tries(most_that_fit, tries):
+    asked = []
+
+    def compiled(candidate):
+        asked.append(candidate.batch)
+        return {"batch_per_device": candidate.batch, "fits": candidate.batch <= most_that_fit}
+
+    found = largest_batch(compiled, SMALL, 64)
+    assert found["fits"] == (most_that_fit > 0)
+    assert most_that_fit * 0.75 <= found["batch_per_device"] <= max(most_that_fit, 1)
+    assert len(asked) <= tries
+
+
+def test_a_message_of_the_compiler_becomes_a_sentence():
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. (25.61G) exceeds available HBM (15.75G) Size: 500.00M  Operator: dot "
+        "Shape: bf16[1,8,16]{2,1,0} Unpadded"
+    )
+    needed, reason = out_of_memory(message)
+    assert needed == pytest.approx(25.61)
+    assert reason.startswith("needs at least 25.61 GiB of 15.75 GiB; the largest buffers are bf16[")
+    assert out_of_memory("INTERNAL: something else") == (0.0, "")
+
+
+class Place:
+    """A device of a described TPU."""
+
+    def __init__(self, x, y, piece=0):
+        self.coords, self.slice_index, self.process_index = (x, y, 0), piece, 0
+
+
+def mesh_of(width, height):
+    devices = np.array([[Place(x, y) for y in range(height)] for x in range(width)])
+    return dataclasses.make_dataclass("Mesh", ["devices", "axis_names"])(devices, ("fsdp", "seq"))
+
+
+def test_rates_follow_the_torus():
+    link = CHIPS["v5e"].link
+    topology = dataclasses.make_dataclass("T", ["chip"])(CHIPS["v5e"])
+    line, ring = mesh_of(4, 4), mesh_of(16, 16)
+    assert axis_rate(topology, line, "fsdp") == link
+    assert axis_rate(topology, ring, "fsdp") == 2 * link
+    assert axis_rate(topology, ring, "fsdp+seq") == 4 * link
+    assert axis_rate(topology, ring, "slices") == CHIPS["v5e"].network
+
+
+def test_a_bound_is_from_its_longest_term_to_their_sum():
+    topology = dataclasses.make_dataclass("T", ["chip"])(CHIPS["v5e"])
+    found = [
+        Collective("all-gather", "fsdp", 1, int(9e9)),
+        Collective("all-reduce", "slices", 1, 31),
+    ]
+    limits = bound(topology, mesh_of(16, 16), 1.97e14, 8.1e11 / 4, found)
+    assert limits.compute == 1.0
+    assert limits.memory == 0.25
+    assert limits.axes == {"fsdp": pytest.approx(0.1)}
+    assert limits.network == pytest.approx(1e-8)
+    assert limits.low == 1.0
+    assert limits.high == pytest.approx(1.35)
+
+
+@pytest.mark.parametrize("name", ["v5e-16", "v5e:4y4", "h1000:8", "v5e:"])
+def test_names_that_are_no_topology_are_told(name):
+    with pytest.raises(ValueError, match=r"expected CHIP:SHAPE such as v5e:4x4"):
+        describe(name)
+
+
+def test_a_chip_is_known_by_the_longest_name():
+    assert chip_of("NVIDIA H100 PCIe").name == "h100_pcie"
+    assert chip_of("TPU v5 lite").name == "v5e"
+    assert chip_of("TPU v5").name == "v5p"
+    assert chip_of("cpu") is None
+
+
+def test_a_batch_of_clips_has_frames_and_tokens():
+    problem = Problem(TINY, make_objective("vision"), (r"video_proj/",))
+    batch = abstract_batch(problem, 2, 5, 32)
+    assert batch["frames"].shape[:2] == batch["frame_mask"].shape == (2, 5)
+    assert batch["tokens"].shape == batch["labels"].shape == (2, 32)

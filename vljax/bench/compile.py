@@ -1,0 +1,174 @@
+"""One training step, full size, compiled for a topology; and what its compiler says of it."""
+
+import dataclasses
+import functools
+import re
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vljax.bench.hlo import collectives
+from vljax.bench.topology import Topology
+from vljax.sharding.mesh import make_mesh
+from vljax.sharding.placement import Placement
+from vljax.sharding.strategy import Strategy
+from vljax.train.legality import require_legal
+from vljax.train.optimizer import OptimizerConfig, make_optimizer
+from vljax.train.speed import executed_flops, step_flops
+from vljax.train.step import Problem, abstract_arguments, make_train_step
+
+STEPS = 1000  # of the schedule, which changes no shape
+GIB = 2**30
+BY_FRAME = ("frames", "frame_mask", "frame_tokens", "sight_features")
+Facts = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A step before its compilation. ``parts``: bytes a device of what its arguments are."""
+
+    problem: Problem
+    mesh: Mesh
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    parts: dict[str, int]
+    stage: Any  # jax.stages.Lowered
+
+    @functools.cached_property
+    def text(self) -> str:
+        return self.stage.as_text()
+
+
+def abstract_batch(
+    problem: Problem, rows: int, frames: int, length: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch of ``rows`` clips of ``frames`` frames and ``length`` tokens."""
+
+    def grown(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        second = frames if name in BY_FRAME else length
+        shape = (rows, second, *x.shape[2:]) if x.ndim > 1 else (rows,)
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    return {name: grown(name, x) for name, x in problem.objective.batch(problem.size).items()}
+
+
+def lower_step(
+    problem: Problem,
+    optimizer: OptimizerConfig,
+    strategy: Strategy,
+    topology: Topology,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+) -> Lowered:
+    """The step as training would run it; nothing is allocated on any device.
+
+    Raises ValueError for a mesh that the problem does not fit on.
+    """
+    rows, length = (batch["tokens"].shape if "tokens" in batch else (None, None))[:2]
+    require_legal(
+        problem,
+        strategy,
+        len(topology.devices),
+        slices=topology.slices,
+        batch_sizes={"all": rows} if rows else {},
+        lengths=(length,) if length else (),
+    )
+    mesh = make_mesh(strategy, topology.devices)
+    placement = Placement(strategy, mesh)
+    tx = make_optimizer(optimizer, STEPS)
+    state, frozen, placed = abstract_arguments(problem, tx, placement, dict(batch))
+    step = make_train_step(problem, tx, placement, state)
+    held = {"frozen": frozen, "trainable": state.params, "optimizer": state.opt_state}
+    parts = {name: held_bytes(tree) for name, tree in (held | {"batch": placed}).items()}
+    return Lowered(problem, mesh, batch, parts, step.lower(state, frozen, placed))
+
+
+def held_bytes(tree: Any) -> int:
+    """Bytes of placed abstract arrays that one device holds."""
+    arrays = [
+        x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    ]  # random keys aside
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in arrays)
+
+
+def compile_step(lowered: Lowered, topology: Topology) -> Facts:
+    """What the compiler says, as JSON takes it; ``reason`` is why it does not fit, if it says so.
+
+    Raises JaxRuntimeError for an error of the compiler that is not about memory.
+    """
+    began = time.monotonic()
+    memory, found, reason = _compiled(lowered, topology)
+    devices = lowered.mesh.size
+    return {
+        "mesh": dict(lowered.mesh.shape),
+        "reason": reason,
+        "hbm_gib": memory,
+        "parts_gib": {name: size / GIB for name, size in lowered.parts.items()},
+        "collectives": found,
+        "flops_per_device": executed_flops(lowered.problem, lowered.batch).total / devices,
+        "flops_per_device_once": step_flops(lowered.problem, lowered.batch).total / devices,
+        "compile_s": time.monotonic() - began,
+        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def _compiled(lowered: Lowered, topology: Topology) -> tuple[Facts, list[Facts], str]:
+    """(memory, collectives, why it does not fit)."""
+    with tempfile.TemporaryDirectory() as folder:
+        # The text of a compiled step can't be asked for on some TPUs (XLA fails a check).
+        options = {"xla_dump_to": folder}
+        if topology.backend == "cuda":
+            options["xla_gpu_autotune_level"] = "0"  # there is no card to try kernels on
+        try:
+            compiled = lowered.stage.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            needed, reason = out_of_memory(str(error))
+            if not reason:
+                raise
+            arguments = sum(lowered.parts.values()) / GIB
+            return {"arguments": arguments, "temporaries": None, "peak": needed}, [], reason
+        found = collectives(_dumped(folder, compiled), dict(lowered.mesh.shape), topology.slices)
+        stats = compiled.memory_analysis()
+    return _memory(stats), [dataclasses.asdict(c) for c in found], ""
+
+
+def _memory(stats: Any) -> Facts:
+    """GiB a device. The CPU's compiler states as its peak the arguments alone: then the sum."""
+    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    peak = getattr(stats, "peak_memory_in_bytes", 0)
+    if peak <= arguments:
+        peak = arguments + temporaries + outputs
+    return {
+        "arguments": arguments / GIB,
+        "temporaries": temporaries / GIB,
+        "peak": peak / GIB,
+    }
+
+
+def _dumped(folder: str, compiled: Any) -> str:
+    """The optimised HLO: of the modules that were dumped, the largest is the step."""
+    files = list(Path(folder).glob("*after_optimizations.txt"))
+    return max(files, key=lambda f: f.stat().st_size).read_text() if files else compiled.as_text()
+
+
+def out_of_memory(message: str) -> tuple[float, str]:
+    """(GiB needed, a sentence) of XLA's message; (0, "") if it is about something else."""
+    told = re.search(r"([\d.]+)([GMK]?)\) exceeds available HBM \(([\d.]+)([GMK]?)\)", message)
+    told = told or re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK]) hbm", message)
+    if not told:
+        return 0.0, ""
+    needs, has = (float(told[i]) * _UNITS[told[i + 1]] / GIB for i in (1, 3))
+    largest = re.findall(r"Size: ([\d.]+[GMK])\s.*?Shape: ([^\s{]+)", message, re.DOTALL)[:3]
+    buffers = ", ".join(f"{shape} of {size}iB" for size, shape in largest)
+    tail = f"; the largest buffers are {buffers}" if buffers else ""
+    return needs, f"needs at least {needs:.2f} GiB of {has:.2f} GiB{tail}"
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}

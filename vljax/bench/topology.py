@@ -1,0 +1,116 @@
+"""Machines that are not here: described to the compiler by a name such as ``v5e:4x4``."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vljax.sharding.chips import CHIPS, Chip
+
+# libtpu looks for the metadata server of a TPU VM, and locks itself, unless told not to.
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """``devices`` of a ``chip``; ``backend`` is who compiles for them: tpu, cuda or cpu.
+
+    A plan by the cpu back end stands in where the chip's own compiler is not installed.
+    """
+
+    name: str
+    chip: Chip | None
+    backend: str
+    slices: int
+    devices: tuple[Any, ...] = dataclasses.field(repr=False)
+
+
+def describe(name: str) -> Topology:
+    """The topology of a name: CHIP:AxB[xC], with ``*N`` for N slices joined by the network.
+
+    TPU names give the torus, ``v5p:4x4x4``; GPU names slices x hosts x cards, ``h100:1x2x8``;
+    ``cpu:8`` is this machine's processor as eight devices. Raises ValueError for a name that is not
+    one, and for a torus that the chip does not come in.
+    """
+    match = re.fullmatch(r"([a-z0-9_]+):(\d+(?:x\d+)*)(?:\*(\d+))?", name)
+    if not match or (match[1] not in CHIPS and match[1] != "cpu"):
+        raise ValueError(
+            f"topology: got {name!r}, expected CHIP:SHAPE such as v5e:4x4, v5p:4x4x4, v5e:16x16*2 "
+            f"or h100:1x1x8, with a chip among {', '.join([*CHIPS, 'cpu'])}"
+        )
+    chip, shape, slices = CHIPS.get(match[1]), match[2], int(match[3] or 1)
+    if chip is None:
+        return Topology(name, None, "cpu", slices, cpu_devices(math.prod(_ints(shape)) * slices))
+    if chip.is_tpu:
+        return Topology(name, chip.core, "tpu", slices, _tpu_devices(name, chip, shape, slices))
+    from vljax.bench.cuda import cuda_devices
+
+    return Topology(name, chip, "cuda", slices, cuda_devices(chip, shape))
+
+
+def cpu_devices(count: int) -> tuple[Any, ...]:
+    """That many virtual devices of this machine's processor.
+
+    Raises ValueError where JAX has begun already, with fewer.
+    """
+    with contextlib.suppress(RuntimeError):  # it has begun
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            f"topology cpu:{count}: this process has begun with {len(devices)} CPU devices"
+        )
+    return tuple(devices[:count])
+
+
+def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> tuple[Any, ...]:
+    from jax.experimental import topologies
+
+    options = {"num_slices": slices} if slices > 1 else {}
+    with _environment(_QUIET):
+        try:
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{chip.name}:{shape}", **options
+            )
+        except Exception as error:  # whatever libtpu raises
+            if "libtpu" in str(error).lower() or isinstance(error, ImportError):
+                raise ValueError(
+                    f"topology {name}: the TPU compiler is not installed; pip install "
+                    "'vljax[plan-tpu]'"
+                ) from error
+            raise ValueError(
+                f"topology {name}: {str(error).splitlines()[0]}; TPU {chip.name} does not come in "
+                f"{shape}"
+            ) from error
+    return tuple(described.devices)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Sets what is unset; left in place, since libtpu reads it later too."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    yield
+
+
+def torus_dimensions(devices: np.ndarray) -> list[tuple[int, int]]:
+    """Which dimensions of the torus so many devices span: (dimension, how many positions)."""
+    coordinates = np.array([d.coords for d in devices])
+    spans = [(i, len(set(column))) for i, column in enumerate(coordinates.T)]
+    return [(i, n) for i, n in spans if n > 1]
+
+
+def _ints(shape: str) -> Sequence[int]:
+    return [int(n) for n in shape.split("x")]
