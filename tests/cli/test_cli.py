@@ -36,7 +36,7 @@ class Parrot:
 @pytest.fixture
 def parrot(monkeypatch):
     monkeypatch.setattr(
-        "vljax.generate.chat.load", lambda name, dtype: SimpleNamespace(engine=Parrot())
+        "vljax.generate.chat.load", lambda name, dtype, **_: SimpleNamespace(engine=Parrot())
     )
 
 

@@ -66,6 +66,23 @@ def test_a_config_s_default_is_to_raise_and_one_percent(monkeypatch, folder):
         seen(monkeypatch, folder, "--config.sources.cc595k.on_bad=skip")
 
 
+def test_a_config_s_quantised_parts_are_counted_as_they_are_held(monkeypatch):
+    def table(*overrides: str) -> dict[str, tuple[int, int]]:
+        monkeypatch.setattr(sys, "argv", ["vljax", *overrides])
+        config = train.load_config(f"{ROOT}/configs/vision_pretrain.py", overrides)
+        return {r.module: (r.parameters, r.bytes) for r in train.parameter_table(config)}
+
+    plain = table()
+    small = table("--config.quantise=int4", "--config.quantise_vit=int8")
+    assert {m: n for m, (n, _) in small.items()} == {m: n for m, (n, _) in plain.items()}
+    smaller = {m: small[m][1] / plain[m][1] for m in plain if small[m][1] != plain[m][1]}
+    assert set(smaller) == {"llama", "frame_encoder/vit"}
+    assert 0.28 < smaller["llama"] < 0.31
+    assert 0.5 < smaller["frame_encoder/vit"] < 0.51
+    with pytest.raises(ValueError, match=r"quantise: llama/.* is trained"):
+        table("--config.quantise=int8", "--config.trainable=('llama/',)")
+
+
 def test_which_steps_are_traced():
     assert train.steps_range(None) is None
     assert train.steps_range("10:20") == (10, 20)

@@ -16,7 +16,8 @@ trap 'echo "process $me saved"; exit 143' TERM
 trap 'echo "process $me saved"; exit 130' INT
 %s
 """
-WAITS = "touch $READY.$me; for i in $(seq 300); do sleep 0.1; done"
+# The shell tells of a child that a signal ends, which is no word of the stand-in's.
+WAITS = "touch $READY.$me; for i in $(seq 300); do sleep 0.1; done 2>/dev/null"
 
 
 @pytest.fixture
@@ -32,7 +33,12 @@ def launch(tmp_path, monkeypatch):
         monkeypatch.setenv("READY", str(tmp_path / "ready"))
         command = [SCRIPT, "c.py", tmp_path / "run", "--processes", "2", *flags]
         started = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A shell can't trap what was ignored when it began, as in a background job.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         for _ in range(100):
             if len(list(tmp_path.glob("ready.*"))) >= ready:

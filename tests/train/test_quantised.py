@@ -12,7 +12,7 @@ from vljax.config import VISION
 from vljax.models.precision import formats, weights_bytes
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
-from vljax.sharding.strategy import STRATEGIES, strategy
+from vljax.sharding.strategy import strategy
 from vljax.store import content_hash, flatten, unflatten
 from vljax.train import partition
 from vljax.train.loop import place
@@ -58,7 +58,7 @@ def run(problem, folder, batches, name="dp", devices=1):
 
 @pytest.fixture(scope="module")
 def trained(problem, folder, media_batch):
-    batches = [media_batch(i) for i in range(3)]
+    batches = [media_batch(i) for i in range(2)]
     return {
         name: run(dataclasses.replace(problem, formats=formats(*asked)), folder, batches)
         for name, asked in QUANTISED.items()
@@ -104,18 +104,15 @@ def test_the_frozen_tree_takes_what_was_planned(trained, problem, name):
     assert told(quantised, placement, make_optimizer(RATES, 5)).startswith("weights: ")
 
 
-@pytest.mark.parametrize("quantise", ["int8", "int4"])
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_gives_the_same_losses(
-    trained, problem, folder, media_batch, name, quantise
-):
-    task = dataclasses.replace(problem, formats=formats(*QUANTISED[quantise]))
-    _, frozen, _, rows = run(task, folder, [media_batch(i) for i in range(3)], name, 8)
-    want = [row["loss"] for row in trained[quantise][3]]
+@pytest.mark.parametrize("name", ["fsdp", "tp", "fsdp_tp", "fsdp_sp"])
+def test_strategies_give_the_same_losses(trained, problem, folder, media_batch, name):
+    """With both formats: the language model's is int4, the ViT's int8."""
+    task = dataclasses.replace(problem, formats=formats(*QUANTISED["int4"]))
+    _, frozen, _, rows = run(task, folder, [media_batch(i) for i in range(2)], name, 8)
+    want = [row["loss"] for row in trained["int4"][3]]
     np.testing.assert_allclose([row["loss"] for row in rows], want, rtol=1e-5)
-    kernel = frozen["llama"]["layers"]["mlp"]["up"]["kernel"][quantise]
-    if "fsdp" in name or "tp" in name:
-        assert kernel.addressable_shards[0].data.size < kernel.size
+    kernel = frozen["llama"]["layers"]["mlp"]["up"]["kernel"]["int4"]
+    assert kernel.addressable_shards[0].data.size < kernel.size
 
 
 def test_the_hash_of_frozen_weights_knows_their_precision(problem, folder):

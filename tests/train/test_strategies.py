@@ -149,7 +149,13 @@ def test_the_step_of_7b_lowers_without_an_array(name):
     """And on eight devices a device holds of the weights and moments what was promised."""
     tx = make_optimizer(OptimizerConfig(), 10)
     problem = Problem(
-        video_llama_size(), make_objective("vision"), VISION, jnp.bfloat16, "full", 2, 4
+        video_llama_size(),
+        make_objective("vision"),
+        VISION,
+        jnp.bfloat16,
+        "full",
+        accumulate=2,
+        frame_chunk=4,
     )
     require_legal(problem, strategy(name), 8, batch_sizes={"clips": 32}, lengths=(64,))
     placement = Placement(strategy(name), make_mesh(strategy(name)))

@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vljax {argv[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        number, *told = stop.args or (signal.SIGINT,)
+        # Of a training run: the signal, and what is saved.
+        number, *told = stop.args if len(stop.args) == 2 else (signal.SIGINT,)
         print(f"vljax {argv[0]}: stopped", *told, file=sys.stderr)
         return 128 + number
 

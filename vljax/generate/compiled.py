@@ -6,10 +6,9 @@ from typing import Any, TypeVar
 
 import jax
 
+from vljax.nn.stack import CPU_OPTIONS
+
 R = TypeVar("R")
-# XLA's CPU backend multiplies in float32, and would make a float32 copy of whole stacks of bfloat16
-# weights in front of the loop over layers: three times the memory. This keeps it to a layer.
-CPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 def jit(static_argnames: str | Sequence[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,15 @@ def _columns(kernel: jax.Array, form: Format) -> tuple[jax.Array, jax.Array]:
     return jnp.round(x / scale), scale
 
 
+class Fit(NamedTuple):
+    """[..., groups, group or 1, columns] each; ``error`` is a mean square."""
+
+    integers: jax.Array
+    scale: jax.Array
+    middle: jax.Array
+    error: jax.Array
+
+
 def _groups(
     kernel: jax.Array, form: Format, importance: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -130,35 +139,33 @@ def _groups(
     def mean(y: jax.Array) -> jax.Array:
         return (weight * y).sum(-2, keepdims=True)
 
-    def rounded(scale: jax.Array, middle: jax.Array) -> tuple[jax.Array, ...]:
-        """Integers and error of scale and middle as they will be held."""
+    def rounded(scale: jax.Array, middle: jax.Array) -> Fit:
+        """With scale and middle as they will be held."""
         scale, middle = (y.astype(jnp.bfloat16).astype(jnp.float32) for y in (scale, middle))
         scale = _nonzero(scale)
         integers = jnp.clip(jnp.round((x - middle) / scale), -half, half - 1)
         error = mean((integers * scale + middle - x) ** 2)
-        return error, integers, scale, middle
+        return Fit(integers, scale, middle, error)
 
-    def refit(_: int, best: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        integers = best[1]
-        offset = integers - mean(integers)
+    def refit(_: int, best: Fit) -> Fit:
+        offset = best.integers - mean(best.integers)
         scale = mean(offset * x) / _nonzero(mean(offset**2))
-        middle = mean(x) - scale * mean(integers)
+        middle = mean(x) - scale * mean(best.integers)
         return _better(best, rounded(scale, middle))
 
-    def begin(best: tuple[jax.Array, ...], shrink: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def begin(best: Fit, shrink: jax.Array) -> tuple[Fit, None]:
         scale = (high - low) * shrink / (2 * half - 1)
         begun = rounded(scale, (low + high) / 2 + scale / 2)
         return _better(best, jax.lax.fori_loop(0, REFITS, refit, begun)), None
 
-    error = jnp.full_like(low, jnp.inf)
-    nothing: tuple[jax.Array, ...] = (error, jnp.zeros_like(x), jnp.ones_like(low), low)
-    (_, integers, scale, middle), _ = jax.lax.scan(begin, nothing, jnp.array(SHRINKS))
-    return integers.reshape(kernel.shape), scale[..., 0, :], middle[..., 0, :]
+    nothing = Fit(jnp.zeros_like(x), low, low, jnp.full_like(low, jnp.inf))
+    best, _ = jax.lax.scan(begin, nothing, jnp.array(SHRINKS))
+    return best.integers.reshape(kernel.shape), best.scale[..., 0, :], best.middle[..., 0, :]
 
 
-def _better(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Of two (error, ...) what has the smaller error, group by group."""
-    return jax.tree.map(lambda p, q: jnp.where(b[0] < a[0], q, p), a, b)
+def _better(a: Fit, b: Fit) -> Fit:
+    """Group by group the one of smaller error."""
+    return Fit(*(jnp.where(b.error < a.error, q, p) for p, q in zip(a, b, strict=True)))
 
 
 def _nonzero(x: jax.Array) -> jax.Array:

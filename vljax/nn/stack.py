@@ -32,6 +32,10 @@ REMAT: dict[str, Any] = {
     ),
 }
 
+# XLA's CPU backend multiplies in float32, and would make a float32 copy of whole stacks of smaller
+# weights in front of the loop over layers: up to eight times the memory. This keeps it to a layer.
+CPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+
 _unrolled: contextvars.ContextVar[bool] = contextvars.ContextVar("unrolled", default=False)
 
 

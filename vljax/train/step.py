@@ -14,7 +14,7 @@ from vljax.models.precision import Formats, held, require_frozen
 from vljax.models.sizes import VideoLlamaSize
 from vljax.nn.attention import attending
 from vljax.nn.layers import constraining
-from vljax.nn.stack import REMAT, unrolling
+from vljax.nn.stack import CPU_OPTIONS, REMAT, unrolling
 from vljax.sharding.placement import Placement
 from vljax.store import Tree, flatten
 from vljax.train import partition
@@ -158,7 +158,14 @@ def make_train_step(
         metrics = metrics | {"grad_norm": optax.global_norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(train_step, donate_argnames="state", out_shardings=(where, placement.replicated))
+    on_cpu = placement.mesh.devices.flat[0].platform == "cpu"
+    small = bool(problem.formats) or problem.dtype != jnp.float32
+    return jax.jit(
+        train_step,
+        donate_argnames="state",
+        out_shardings=(where, placement.replicated),
+        compiler_options=CPU_OPTIONS if on_cpu and small else None,
+    )
 
 
 def accumulated(

@@ -60,7 +60,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
-            faulthandler.dump_traceback_later(FIRST * self._seconds + GRACE, exit=True)
+            self._set_timer(FIRST * self._seconds + GRACE)
             self._thread.start()
         return self
 
@@ -76,9 +76,13 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(GRACE, self._seconds / 4)):
-            faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True)
+            self._set_timer(self._seconds + GRACE)
             if time.monotonic() - self._last > self._seconds:
                 self._bite()
+
+    def _set_timer(self, seconds: float) -> None:
+        """C's; to the process's own stderr, since a notebook's has no file."""
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
     def _bite(self) -> None:
         with contextlib.suppress(OSError), self._file.open("w") as file:
