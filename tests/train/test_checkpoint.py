@@ -159,7 +159,7 @@ def test_a_checkpoint_of_7b_holds_nothing_frozen():
 def test_a_checkpoint_of_tiny_is_less_than_three_times_its_trainables(tmp_path):
     """On the disk, where even noise is packed a little: trainables and two moments of each.
 
-    The tables of names and shapes aside, which are 90 kB here and no more at 7B.
+    The tables of names and shapes aside, which are 90 kB.
     """
     abstract = vision_state(TINY)
     rng = np.random.default_rng(0)
