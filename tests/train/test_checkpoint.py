@@ -157,7 +157,10 @@ def test_a_checkpoint_of_7b_holds_nothing_frozen():
 
 
 def test_a_checkpoint_of_tiny_is_less_than_three_times_its_trainables(tmp_path):
-    """On the disk, where even noise is packed a little: trainables and two moments of each."""
+    """On the disk, where even noise is packed a little: trainables and two moments of each.
+
+    The tables of names and shapes aside, which are 90 kB.
+    """
     abstract = vision_state(TINY)
     rng = np.random.default_rng(0)
 
@@ -168,5 +171,5 @@ def test_a_checkpoint_of_tiny_is_less_than_three_times_its_trainables(tmp_path):
     state = TrainState(jnp.int32(1), params, opt_state, jax.random.key(0))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(state, FACTS)
-    written = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    written = sum(p.stat().st_size for p in tmp_path.rglob("d/*"))
     assert 2 < written / size_in_bytes(params) < 3
