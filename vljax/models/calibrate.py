@@ -1,8 +1,8 @@
 """How much each input of a language model's kernels matters, from its weights alone.
 
 Some inputs of a layer are hundreds of times larger than others, and larger for whatever is read:
-random tokens tell which, so that no text is needed. With it SmolLM2-135M in int4 loses a fifth of
-the perplexity that it loses without.
+random tokens tell which, so that no text is needed. SmolLM2-135M's perplexity grows by 5 % in int4
+with it, and by 24 % without.
 """
 
 import functools
