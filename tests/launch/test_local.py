@@ -31,14 +31,22 @@ def launch(tmp_path, monkeypatch):
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
         monkeypatch.setenv("READY", str(tmp_path / "ready"))
-        command = [SCRIPT, "c.py", tmp_path / "run", "--processes", "2", *flags]
+        # A shell can't trap what was ignored when it began, as in a background job.
+        command = [
+            "env",
+            "--default-signal=INT",
+            SCRIPT,
+            "c.py",
+            tmp_path / "run",
+            "--processes",
+            "2",
+            *flags,
+        ]
         started = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # A shell can't trap what was ignored when it began, as in a background job.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         for _ in range(100):
             if len(list(tmp_path.glob("ready.*"))) >= ready:
