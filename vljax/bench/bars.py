@@ -87,6 +87,14 @@ class Panel:
     limit: float | None = None
 
 
+def require_matplotlib() -> None:
+    """Raises ValueError where there is none, which is better known before hours of compiling."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ValueError("charts need matplotlib: pip install matplotlib") from error
+
+
 def draw(panels: Sequence[Panel], size: Size, unit: str, line: str = "", mark: str = "") -> Any:
     """The panels below each other. ``line`` and ``mark``: what limits and spans are called."""
     if not panels:
@@ -110,7 +118,7 @@ def _room(bar: Bar, size: Size) -> float:
 def _below(bar: Bar, size: Size) -> float:
     """How high the reason is below a bar, or in its place."""
     reason = size.small * len(_reason(bar, size))
-    return reason + (0.02 if reason else 0.0) if bar.parts else max(reason, BAND)
+    return reason + (0.02 if reason else 0.0) if bar.parts else max(reason + 0.06, BAND)
 
 
 def _reason(bar: Bar, size: Size) -> list[str]:

@@ -1,7 +1,7 @@
 """Charts of a plan's rows: memory, bounds of the step's time, collectives, and all at a glance.
 
-Each takes the rows and a size and returns a matplotlib figure. Three of them are bars, in a panel a
-topology.
+Each takes the rows, best first, and a size, and returns a matplotlib figure. Three of them are bars
+of a topology's first rows, in a panel a topology.
 """
 
 import itertools
@@ -11,27 +11,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vljax.bench.bars import BEYOND, INK, REFUSED, Bar, Panel, Size, draw, new_figure, nothing
+from vljax.bench.search import Row
 
-Row = dict[str, Any]
+FITTING, REFUSALS = 8, 4  # rows of a topology that are drawn as bars, at most
 MISFIT = "does\nnot fit"
-
-
-def require_matplotlib() -> None:
-    """Raises ValueError where there is none, which is better known before hours of compiling."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ValueError("charts need matplotlib: pip install matplotlib") from error
 
 
 def memory(rows: Sequence[Row], size: Size) -> Any:
     """GiB of HBM a device: what the step is given, apart, and its temporaries; a line where the
     limit is. A mark shows the peak, which judges: not all is held at the same time."""
     panels = []
-    for topology, own in by_topology(rows):
+    for title, own in _drawn(rows):
         limit = next((r["hbm_gib"]["limit"] for r in own if r.get("hbm_gib")), None)
-        title = f"{topology}: {limit:.2f} GiB a device" if limit else f"{topology}: no limit stated"
-        panels.append(Panel(title, [_memory_bar(r, size) for r in own], limit))
+        told = f"{title}, of {limit:.2f} GiB" if limit else title
+        panels.append(Panel(told, [_memory_bar(r, size) for r in own], limit))
     return draw(panels, size, "GiB a device", "limit", "peak")
 
 
@@ -63,8 +56,8 @@ def _cut(parts: dict[str, float], limit: float) -> dict[str, float]:
 def step_time(rows: Sequence[Row], size: Size) -> Any:
     """Seconds a step, bounds: the terms one after the other; a line from the longest to the sum."""
     panels = [
-        Panel(topology, [_time_bar(r, size) for r in own])
-        for topology, own in by_topology(r for r in rows if r.get("bound_s"))
+        Panel(title, [_time_bar(r, size) for r in own])
+        for title, own in _drawn(r for r in rows if r.get("bound_s"))
     ]
     return draw(panels, size, "s a step: bounds, not measured", mark="at least – at most")
 
@@ -81,9 +74,10 @@ def _time_bar(row: Row, size: Size) -> Bar:
 
 def collectives(rows: Sequence[Row], size: Size) -> Any:
     """GB that a device sends in a step, by kind; a bar for each axis of the mesh."""
-    panels = []
-    for topology, own in by_topology(r for r in rows if r.get("collectives")):
-        panels.append(Panel(topology, [bar for r in own for bar in _axis_bars(r, size)]))
+    panels = [
+        Panel(title, [bar for r in own for bar in _axis_bars(r, size)])
+        for title, own in _drawn(r for r in rows if r.get("collectives"))
+    ]
     return draw(panels, size, "GB a device sends in a step")
 
 
@@ -102,12 +96,12 @@ def _axis_bars(row: Row, size: Size) -> list[Bar]:
 
 
 def overview(rows: Sequence[Row], size: Size) -> Any:
-    """Strategies x topologies: clips/s at best a device, of the best row that fits."""
+    """Strategies x topologies: clips/s at best a device, of the best row that fits, of any mesh."""
     if not rows:
         return nothing(size)
-    strategies = list(dict.fromkeys(r["strategy"] for r in rows))
+    strategies = list(dict.fromkeys(_base(r) for r in rows))
     topologies = list(dict.fromkeys(r["topology"] for r in rows))
-    figure, axes = new_figure(size, 0.9 + 0.55 * len(strategies), [1.0])
+    figure, axes = new_figure(size, 0.9 + 0.6 * len(strategies), [1.0])
     points = size.points - 1
     letters = int(0.8 * 72 * size.inches / len(topologies) / (0.62 * points))
     cells = [[_cell(rows, s, t, letters) for t in topologies] for s in strategies]
@@ -136,14 +130,20 @@ def _cell(
     rows: Sequence[Row], strategy: str, topology: str, letters: int
 ) -> tuple[str, float | None]:
     """What is written of a strategy on a topology, and the rate of its best row that fits."""
-    tried = [r for r in rows if (r["strategy"], r["topology"]) == (strategy, topology)]
+    tried = [r for r in rows if (_base(r), r["topology"]) == (strategy, topology)]
     best = max((r for r in tried if r["fits"]), key=lambda r: device_rate(r) or 0.0, default=None)
     if best is None:
         return MISFIT if tried else "–", None
     rate = device_rate(best)
     what = "fits" if rate is None else f"{rate:.3g}"
-    told = [what, f"{best['batch_per_device']} clips", best.get("variant", "")]
+    sizes = " ".join(best["strategy"].split(":")[1:])
+    told = [what, f"{best['batch_per_device']} clips", best.get("variant", ""), sizes]
     return "\n".join(textwrap.shorten(t, letters, placeholder="…") for t in told if t), rate
+
+
+def _base(row: Row) -> str:
+    """A strategy's name, without the sizes of its mesh."""
+    return row["strategy"].split(":")[0]
 
 
 def device_rate(row: Row) -> float | None:
@@ -167,14 +167,21 @@ def name(row: Row) -> str:
 
 
 def _label(row: Row, size: Size, *more: str) -> str:
-    """A row's name and ``more``, in two lines at most."""
-    lines = textwrap.wrap(name(row), size.label, max_lines=2 - len(more), placeholder=" …")
+    """A row's name and ``more``, in three lines at most."""
+    spaced = name(row).replace(":", " ")
+    lines = textwrap.wrap(spaced, size.label, max_lines=3 - len(more), placeholder=" …")
     return "\n".join([*lines, *more])
 
 
-def by_topology(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows of each topology, in their order."""
+def _drawn(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    """(title, rows) of each topology: those that are drawn, and of how many if there are more."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["topology"], []).append(row)
-    return list(found.items())
+    drawn = []
+    for topology, own in found.items():
+        fitting, refused = ([r for r in own if r["fits"] is fits] for fits in (True, False))
+        kept = fitting[:FITTING] + refused[:REFUSALS]
+        more = f" ({len(kept)} of {len(own)})" if len(kept) < len(own) else ""
+        drawn.append((topology + more, kept))
+    return drawn

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vljax.bench.bars import INK, NARROW, WIDE, Size, style
-from vljax.bench.charts import CHARTS, Row, device_rate, name
+from vljax.bench.charts import CHARTS, FITTING, REFUSALS, device_rate, name
 from vljax.bench.plan import answer
+from vljax.bench.search import Row
 
 CAPTIONS = {
     "overview": (
@@ -22,7 +23,8 @@ CAPTIONS = {
         "Memory",
         "Of a device, as the compiler laid it out; each topology has its own scale. The peak "
         "judges: not all is held at the same time. Where the compiler gave up, temporaries are "
-        "what it needed at least beyond the arguments.",
+        "what it needed at least beyond the arguments. Here and below, of each topology the first "
+        f"{FITTING} rows that fit and {REFUSALS} that do not; the table has all.",
     ),
     "step_time": (
         "Time of a step: bounds, not measured",
@@ -38,15 +40,12 @@ CAPTIONS = {
 }
 # Title, where in a row, how it is written.
 COLUMNS = (
-    ("topology", "topology", ""),
-    ("strategy", "strategy", ""),
-    ("variant", "variant", ""),
+    ("row", "title", ""),
+    ("fits", "fits", ""),
     ("mesh", "mesh", ""),
     ("compiler", "backend", ""),
-    ("clips a device", "batch_per_device", "d"),
     ("frames", "frames", "d"),
     ("tokens a row", "tokens_per_row", "d"),
-    ("fits", "fits", ""),
     ("frozen GiB", "parts_gib.frozen", ".3f"),
     ("trainable GiB", "parts_gib.trainable", ".3f"),
     ("optimizer GiB", "parts_gib.optimizer", ".3f"),
@@ -64,17 +63,22 @@ COLUMNS = (
     ("at most s", "bound_s.high", ".3f"),
     ("clips/s at best", "at_best.clips_per_s", ".1f"),
     ("clips/s a device at best", "device_rate", ".2f"),
+    ("tokens/s a device at best", "at_best.tokens_per_s_per_device", ",.0f"),
     ("MFU at best", "at_best.mfu", ".1%"),
+    ("chip-hours at least", "at_best.chip_hours", ",.1f"),
 )
-ROW = (("topology", "topology", ""), ("row", "name", ""))
 SENT = (
-    *ROW,
+    ("row", "title", ""),
     ("axis", "axis", ""),
     ("kind", "kind", ""),
     ("times a step", "count", ",d"),
     ("GB a step", "gb", ",.4f"),
 )
-COST = (*ROW, ("compiled in s", "compile_s", ".1f"), ("planner's peak GiB", "peak_rss_gib", ".2f"))
+COST = (
+    ("row", "title", ""),
+    ("compiled in s", "compile_s", ".1f"),
+    ("planner's peak GiB", "peak_rss_gib", ".2f"),
+)
 
 
 def page(rows: Sequence[Row], rates: Iterable[str] = ()) -> str:
@@ -168,7 +172,7 @@ def _told(row: Row) -> Row:
     mesh = " × ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
     flops = row.get("flops_per_device")
     return row | {
-        "name": name(row),
+        "title": f"{row['topology']} · {name(row)}",
         "mesh": mesh or None,
         "fits": "yes" if row["fits"] else "no",
         "tflops": flops / 1e12 if flops is not None else None,
@@ -203,13 +207,12 @@ def _at(row: Row, path: str) -> Any:
 
 
 def _written(value: Any, form: str) -> str:
-    if value is None or value == "":
-        return "<td>–</td>"
-    return f"<td{' class=n' if form else ''}>{html.escape(format(value, form))}</td>"
+    text = "–" if value is None or value == "" else format(value, form)
+    return f"<td{' class=n' if form else ''}>{html.escape(text)}</td>"
 
 
 def _reasons(rows: Sequence[Row]) -> str:
-    return _listed(f"{r['topology']}, {name(r)}: {r['reason']}" for r in rows if not r["fits"])
+    return _listed(f"{r['topology']} · {name(r)}: {r['reason']}" for r in rows if not r["fits"])
 
 
 def _listed(lines: Iterable[str]) -> str:
@@ -254,9 +257,14 @@ svg * { stroke-linejoin: round; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
 table { border-collapse: collapse; font-size: .85rem; line-height: 1.35;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+table { min-width: 100%; }
 th, td { padding: .4rem .7rem; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-th { background: var(--card); font-weight: 600; white-space: normal; vertical-align: bottom; }
+th { background: var(--card); font-weight: 600; white-space: normal; min-width: 5.2rem;
+  vertical-align: bottom; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--card);
+  white-space: normal; min-width: 9rem; }
+@media (max-width: 40rem) { td:first-child { max-width: 10rem; } }
 tbody tr:last-child td { border-bottom: 0; }
 .n { text-align: right; }
 .refused td { color: var(--refused); }
