@@ -260,11 +260,11 @@ table { border-collapse: collapse; font-size: .85rem; line-height: 1.35;
 table { min-width: 100%; }
 th, td { padding: .4rem .7rem; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-th { background: var(--card); font-weight: 600; white-space: normal; min-width: 5.2rem;
+th { background: var(--card); font-weight: 600; white-space: normal; min-width: 6.2rem;
   vertical-align: bottom; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--card);
   white-space: normal; min-width: 9rem; }
-@media (max-width: 40rem) { td:first-child { max-width: 10rem; } }
+@media (max-width: 40rem) { td:first-child { max-width: 10rem; overflow-wrap: anywhere; } }
 tbody tr:last-child td { border-bottom: 0; }
 .n { text-align: right; }
 .refused td { color: var(--refused); }
