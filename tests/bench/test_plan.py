@@ -27,7 +27,10 @@ def test_a_row_of_a_strategy_that_fits_and_one_that_does_not(tmp_path, capsys):
     argv = ["--config=configs/vision_pretrain.py:size=tiny", "--topology=cpu:8"]
     argv += ["--strategy=dp,tp", "--batch-per-device=1", "--frames=1", "--seq=32"]
     argv += [f"--cache={tmp_path / 'cache'}", f"--json={out}"]
-    assert main(["plan", *argv]) == 0
+    charts = [f"--html={tmp_path / 'plan.html'}", f"--png={tmp_path / 'charts'}"]
+    assert main(["plan", *argv, *charts]) == 0
+    assert "Use dp on cpu:8" in (tmp_path / "plan.html").read_text()
+    assert len(list((tmp_path / "charts").glob("*.png"))) == 4
     fits, refused = json.loads(out.read_text())
     assert (fits["strategy"], fits["fits"], fits["mesh"]) == ("dp", True, {"data": 8})
     assert fits["hbm_gib"]["arguments"] == pytest.approx(sum(fits["parts_gib"].values()), rel=0.01)
