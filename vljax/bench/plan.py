@@ -18,9 +18,11 @@ from typing import Any
 
 from vljax.bench.compile import Lowered, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
+from vljax.bench.quick import with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
 from vljax.bench.search import Candidate, Row, largest_batch
 from vljax.bench.topology import Topology, describe
+from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
@@ -30,11 +32,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A run to be planned; ``samples`` are the clips that it trains on in all."""
+    """A run to be planned; ``samples`` are the clips that it trains on in all.
+
+    ``quick``: compiles it without its encoders, see ``bench.quick``.
+    """
 
     problem: Problem
     optimizer: OptimizerConfig
     samples: int
+    quick: bool = False
 
 
 def plan(
@@ -68,18 +74,23 @@ def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
 
     What was compiled before is read from ``cache``, so that a search that was stopped goes on.
     """
-    topology, problem = describe(candidate.topology), candidate.applied(run.problem)
+    topology, whole = describe(candidate.topology), candidate.applied(run.problem)
     identity = dataclasses.asdict(candidate) | {
         "variant": candidate.variant,
         "backend": topology.backend,
+        "quick": run.quick,
     }
-    rows = candidate.batch * len(topology.devices)
-    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    problem, how = without_encoders(whole) if run.quick else whole, strategy(candidate.strategy)
+    shape = candidate.batch * len(topology.devices), candidate.frames, candidate.length
     try:
-        lowered = lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
+        batch = abstract_batch(problem, *shape)
+        lowered = lower_step(problem, run.optimizer, how, topology, batch)
     except ValueError as error:
         return _named(identity) | {"mesh": {}, "fits": False, "reason": str(error)}
     facts = _cached(lowered, topology, cache)
+    if run.quick:
+        placement = Placement(how, lowered.mesh)
+        facts = with_encoders(facts, whole, placement, abstract_batch(whole, *shape))
     return _named(identity) | facts | _judged(run, topology, lowered, facts)
 
 
