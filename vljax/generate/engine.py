@@ -38,11 +38,15 @@ SOUND = ("imagebind/sound", "audio_position", "audio_qformer", "audio_proj")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question about some media, after what was said before: (role, text) pairs."""
+    """One question about some media, after what was said before: (role, text) pairs.
+
+    A ``system`` text stands in the place of the template's.
+    """
 
     question: str
     media: Media | None = None
     history: tuple[tuple[str, str], ...] = ()
+    system: str = ""
 
 
 @dataclasses.dataclass
@@ -99,15 +103,18 @@ class Engine:
 
     def prompt(self, request: Request) -> str:
         """The whole prompt as text, ``<ImageHere>`` where media stand."""
-        lead = media_message(request.media, self.template)
+        template = self.template
+        if request.system:
+            template = dataclasses.replace(template, system=request.system)
+        lead = media_message(request.media, template)
         said = [*request.history, ("human", request.question)]
         first = f"{lead} {said[0][1]}" if lead else said[0][1]
-        text = open_turn(first, self.template)
+        text = open_turn(first, template)
         for role, words in said[1:]:
             if role == "human":
-                text += open_turn(words, self.template, first=False)
+                text += open_turn(words, template, first=False)
             else:
-                text += close_turn(words, self.template)
+                text += close_turn(words, template)
         return text
 
     def prompt_ids(self, request: Request, room: int = LENGTHS[-1]) -> list[int]:

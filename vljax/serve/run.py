@@ -1,0 +1,55 @@
+"""Serving: the socket, the programs that are compiled beforehand, and the end."""
+
+import socket
+import time
+from collections.abc import Callable
+
+import uvicorn
+
+from vljax.serve.app import Server
+
+CONNECTIONS = 512
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises OSError with a sentence where that can't be had."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        raise OSError(
+            f"--host {host} --port {port}: {error.strerror or error}; name others"
+        ) from error
+    return made
+
+
+def serve(server: Server, on: socket.socket, warm: bool, tell: Callable[[str], None]) -> None:
+    """Until SIGTERM or Ctrl-C; then what is being answered is finished."""
+    if warm:
+        began = time.monotonic()
+        count = server.runner.warm(server.limits.batch)
+        tell(f"{count} programs compiled in {time.monotonic() - began:.0f} s")
+    host, port = on.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    tell(f"http://{shown}:{port} answers as {server.name}; Ctrl-C ends it")
+    try:
+        uvicorn.Server(config(server)).run([on])
+    finally:
+        server.close()
+
+
+def config(server: Server) -> uvicorn.Config:
+    return uvicorn.Config(
+        server.app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=30,
+    )
