@@ -8,8 +8,9 @@ import pytest
 
 from vljax.bench.compile import abstract_batch, out_of_memory
 from vljax.bench.hlo import Collective
-from vljax.bench.plan import Candidate, answer, largest_batch, ranked, table
+from vljax.bench.plan import answer, ranked, table
 from vljax.bench.roofline import axis_rate, bound
+from vljax.bench.search import Candidate, candidate_of, factorised, largest_batch, varied
 from vljax.bench.topology import describe
 from vljax.cli.main import main
 from vljax.models.sizes import TINY
@@ -51,10 +52,16 @@ def given(strategy, seconds, fits=True, high=0.0):
         "strategy": strategy,
         "mesh": {"data": 16},
         "batch_per_device": 4,
+        "variant": "",
         "fits": fits,
         "reason": "" if fits else "needs 20 GiB of 16 GiB",
         "bound_s": terms | {"low": seconds, "high": high or seconds * 1.5},
-        "at_best": {"clips_per_s": 64 / seconds},
+        "at_best": {
+            "clips_per_s": 64 / seconds,
+            "tokens_per_s_per_device": 2048 / seconds,
+            "mfu": 0.5,
+            "chip_hours": 100 * seconds,
+        },
     }
 
 
@@ -63,7 +70,7 @@ def test_the_fastest_that_fits_comes_first_and_refused_rows_keep_their_reason():
     assert [r["strategy"] for r in rows] == ["fsdp", "tp", "dp"]
     assert answer(rows) == (
         "Use fsdp on v5e:4x4, 4 clips a device: at least 1 s a step, limited by compute. Next "
-        "best: tp on v5e:4x4, 100% slower at best, limited by compute."
+        "best: tp on v5e:4x4, 100% slower at best, because of compute."
     )
     assert "no: needs 20 GiB of 16 GiB" in table(rows)
     assert answer(rows[2:]).startswith("Nothing fits.")
@@ -132,10 +139,54 @@ def test_a_bound_is_from_its_longest_term_to_their_sum():
     assert limits.high == pytest.approx(1.35)
 
 
-@pytest.mark.parametrize("name", ["v5e-16", "v5e:4y4", "h1000:8", "v5e:"])
-def test_names_that_are_no_topology_are_told(name):
-    with pytest.raises(ValueError, match=r"expected CHIP:SHAPE such as v5e:4x4"):
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("v5e-16", "v5e:4x4"),
+        ("v5litepod-256", "v5e:16x16"),
+        ("v5e:4y4", "v5e:4x4"),
+        ("h1000:8", "h100:1x1x8"),
+        ("v5pod:64", "v5p:4x4x4"),
+        ("v5e:", "v5e:1x1"),
+        ("", "v5e:4x4"),
+    ],
+)
+def test_names_that_are_no_topology_are_told_with_what_was_meant(name, meant):
+    with pytest.raises(ValueError, match=rf"expected CHIP:SHAPE such as .*{meant}"):
         describe(name)
+
+
+def test_ties_are_told_by_what_does_not_overlap():
+    best, other = given("fsdp", 1.0, high=1.2), given("tp", 1.0, high=1.8)
+    other["bound_s"]["ici"] = 0.9
+    assert answer(ranked([other, best])).endswith(
+        "Next best: tp on v5e:4x4, 50% slower if nothing overlaps, because of collectives inside "
+        "a slice."
+    )
+
+
+def test_a_search_tries_legal_meshes_then_other_policies_and_int8():
+    problem = Problem(TINY, make_objective("vision"), (r"video_proj/",), remat="full")
+    wanted = [Candidate("cpu:8", name, 1, 1, 32) for name in ("dp", "fsdp_tp")]
+    topology = dataclasses.make_dataclass("T", ["devices", "slices"])(range(8), 1)
+    names = [c.strategy for c in factorised(wanted, problem, topology)]
+    assert names[0] == "dp:data=8"
+    assert "fsdp_tp:fsdp=4:tensor=2" in names
+    assert "fsdp_tp:fsdp=2:tensor=4" in names
+    assert not any("tensor=8" in name for name in names)  # of 4 heads
+    rows = [
+        dataclasses.asdict(c) | {"mesh": {"data": 8}, "batch_per_device": 1, "tokens_per_row": 32}
+        for c in wanted
+    ]
+    assert candidate_of(rows[0]) == wanted[0]
+    tried = {(c.strategy, c.remat, c.quantise) for c in varied(rows, problem)}
+    assert ("dp", "dots", "int8") in tried
+    assert ("dp", "full", "int8") in tried
+    assert ("dp", "full", "") not in tried
+    changed = Candidate("cpu:8", "dp", 1, 1, 32, "dots", "int8")
+    assert changed.variant == "remat dots, int8"
+    assert changed.applied(problem).remat == "dots"
+    assert changed.applied(problem).formats
 
 
 def test_a_chip_is_known_by_the_longest_name():

@@ -162,7 +162,7 @@ def _memory(stats: Any) -> Facts:
         peak = arguments + temporaries + outputs
     return {
         "arguments": arguments / GIB,
-        "temporaries": temporaries / GIB,
+        "temporaries": temporaries / GIB,  # activations and what is gathered
         "peak": peak / GIB,
     }
 

@@ -37,7 +37,9 @@ class Contender:
     def __init__(self, program: Any, lowered: Lowered, weights: Weights):
         self._program, self._weights = program, weights
         size, placed = lowered.problem.size, lowered.arguments[2]
-        self._batch = {n: jax.device_put(_filled(n, x, size), x.sharding) for n, x in placed.items()}
+        self._batch = {
+            n: jax.device_put(_filled(n, x, size), x.sharding) for n, x in placed.items()
+        }
 
     def step(self) -> Turn:
         """Raises FloatingPointError for a loss that is no number."""

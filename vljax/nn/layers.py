@@ -40,6 +40,16 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     return x if constraint is None else constraint(x, axes)
 
 
+def gathered(kernel: Any, axes: Axes) -> Any:
+    """A kernel, quantised or not, as products want it: whole along "embed", which FSDP splits.
+
+    Gathered once for all that use it. Of a split kernel XLA makes a ring in each product, and the
+    backward pass of a rematerialised layer has two of them.
+    """
+    whole = tuple(None if axis == "embed" else axis for axis in axes)
+    return jax.tree.map(lambda x: constrain(x, whole), kernel)
+
+
 # Names of an activation's first two axes, [B, L]: whose rows these are, and whether L is split.
 LEAD: Axes = ("batch", None)
 
@@ -72,7 +82,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", normal(self.std, self.axes), (x.shape[-1], self.features))
-        y = multiply(x.astype(self.dtype), kernel)
+        y = multiply(x.astype(self.dtype), gathered(kernel, self.axes))
         if self.use_bias:
             bias = self.param("bias", zeros(self.axes[1:]), (self.features,))
             y = y + bias.astype(self.dtype)
