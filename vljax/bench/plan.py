@@ -68,24 +68,33 @@ def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
 
     What was compiled before is read from ``cache``, so that a search that was stopped goes on.
     """
-    topology, problem = describe(candidate.topology), candidate.applied(run.problem)
-    identity = dataclasses.asdict(candidate) | {
-        "variant": candidate.variant,
-        "backend": topology.backend,
-    }
-    rows = candidate.batch * len(topology.devices)
-    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    topology = describe(candidate.topology)
     try:
-        lowered = lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
+        lowered = lower(run, candidate, topology)
     except ValueError as error:
-        return _named(identity) | {"mesh": {}, "fits": False, "reason": str(error)}
+        return refused(candidate, topology, error)
     facts = _cached(lowered, topology, cache)
-    return _named(identity) | facts | _judged(run, topology, lowered, facts)
+    return identity(candidate, topology) | facts | judged(run, topology, lowered, facts)
 
 
-def _named(identity: Mapping[str, Any]) -> Row:
+def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
+    """Raises ValueError for a mesh that the problem does not fit on."""
+    problem, rows = candidate.applied(run.problem), candidate.batch * len(topology.devices)
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
+
+
+def refused(candidate: Candidate, topology: Topology, error: ValueError) -> Row:
+    """The row of a candidate that is not legal."""
+    return identity(candidate, topology) | {"mesh": {}, "fits": False, "reason": str(error)}
+
+
+def identity(candidate: Candidate, topology: Topology) -> Row:
+    """How a row begins: what was asked for."""
+    asked = dataclasses.asdict(candidate)
+    asked |= {"variant": candidate.variant, "backend": topology.backend}
     renamed = {"batch": "batch_per_device", "length": "tokens_per_row"}
-    return {renamed.get(name, name): value for name, value in identity.items()}
+    return {renamed.get(name, name): value for name, value in asked.items()}
 
 
 def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
@@ -103,7 +112,7 @@ def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
     return facts
 
 
-def _judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
+def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
     """Whether it fits, and the bounds: by the chip's figures."""
     chip, hbm = topology.chip, facts["hbm_gib"]
     limit = chip.memory / GIB if chip else None
