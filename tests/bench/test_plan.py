@@ -3,20 +3,27 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vljax.bench.compile import abstract_batch, out_of_memory
+from vljax.bench.compile import abstract_batch, lower_step, out_of_memory
 from vljax.bench.hlo import Collective
 from vljax.bench.plan import answer, ranked, table
 from vljax.bench.roofline import axis_rate, bound
 from vljax.bench.search import Candidate, candidate_of, factorised, largest_batch, varied
 from vljax.bench.topology import describe
+from vljax.bench.train import RATES, Case
 from vljax.cli.main import main
 from vljax.models.sizes import TINY
 from vljax.sharding.chips import CHIPS, chip_of
+from vljax.sharding.mesh import make_mesh
+from vljax.sharding.placement import Placement
+from vljax.sharding.strategy import strategy
 from vljax.train.objectives import make_objective
-from vljax.train.step import Problem
+from vljax.train.optimizer import make_optimizer
+from vljax.train.step import Problem, abstract_arguments
 
 SMALL = Candidate("cpu:8", "fsdp", 1, 1, 32)
 
@@ -27,7 +34,10 @@ def test_a_row_of_a_strategy_that_fits_and_one_that_does_not(tmp_path, capsys):
     argv = ["--config=configs/vision_pretrain.py:size=tiny", "--topology=cpu:8"]
     argv += ["--strategy=dp,tp", "--batch-per-device=1", "--frames=1", "--seq=32"]
     argv += [f"--cache={tmp_path / 'cache'}", f"--json={out}"]
-    assert main(["plan", *argv]) == 0
+    charts = [f"--html={tmp_path / 'plan.html'}", f"--png={tmp_path / 'charts'}"]
+    assert main(["plan", *argv, *charts]) == 0
+    assert "Use dp on cpu:8" in (tmp_path / "plan.html").read_text()
+    assert len(list((tmp_path / "charts").glob("*.png"))) == 4
     fits, refused = json.loads(out.read_text())
     assert (fits["strategy"], fits["fits"], fits["mesh"]) == ("dp", True, {"data": 8})
     assert fits["hbm_gib"]["arguments"] == pytest.approx(sum(fits["parts_gib"].values()), rel=0.01)
@@ -43,6 +53,48 @@ def test_a_row_of_a_strategy_that_fits_and_one_that_does_not(tmp_path, capsys):
     kept[0].write_text(kept[0].read_text().replace('"compile_s": ', '"compile_s": 99'))
     assert main(["plan", *argv]) == 0
     assert json.loads(out.read_text())[0]["compile_s"] > 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp", "fsdp_tp"])
+@pytest.mark.parametrize(("size", "layers"), [("tiny", 0), ("7b", 4)])
+def test_planned_bytes_are_those_of_placed_arrays(name, size, layers):
+    """Of frozen and trainable weights, moments and batch: to the byte, on the first device."""
+    dtype = jnp.float32 if size == "tiny" else jnp.bfloat16
+    model = Case(size, layers).model
+    problem = Problem(model, make_objective("vision"), (r"video_proj/", r"video_qformer/"), dtype)
+    topology, how = describe("cpu:8"), strategy(name)
+    batch = abstract_batch(problem, 8, 2, 32)
+    parts = lower_step(problem, RATES, how, topology, batch).parts
+    placement = Placement(how, make_mesh(how, topology.devices))
+    wanted = abstract_arguments(problem, make_optimizer(RATES, 9), placement, batch)
+    state, frozen, placed = zeros(wanted)
+    trees = {"frozen": frozen, "trainable": state.params, "optimizer": state.opt_state}
+    trees["batch"] = placed
+    assert parts == {part: bytes_on(jax.devices()[0], tree) for part, tree in trees.items()}
+    whole = sum(x.nbytes for x in jax.tree.leaves(frozen))
+    assert whole / 8 <= parts["frozen"] < whole / 4
+
+
+def zeros(wanted):
+    where = jax.tree.map(lambda x: x.sharding, wanted)
+    made = jax.jit(
+        lambda: jax.tree.map(
+            lambda x: (
+                jax.random.key(0)
+                if jnp.issubdtype(x.dtype, jax.dtypes.extended)
+                else jnp.zeros(x.shape, x.dtype)
+            ),
+            wanted,
+        ),
+        out_shardings=where,
+    )
+    return made()
+
+
+def bytes_on(device, tree):
+    shards = (s for x in jax.tree.leaves(tree) for s in x.addressable_shards)
+    return sum(s.data.nbytes for s in shards if s.device == device)
 
 
 def given(strategy, seconds, fits=True, high=0.0):

@@ -36,15 +36,19 @@ def main(argv: Sequence[str]) -> int:
     add("--frames", type=int, default=8, help="frames a clip (8)")
     add("--json", metavar="FILE", help="the rows, in order; - prints them")
     add("--markdown", metavar="FILE", help="the table")
+    add("--html", metavar="FILE", help="the whole plan as a page, with charts")
+    add("--png", metavar="DIR", help="the charts")
     add("--cache", metavar="DIR", help="what was compiled before (~/.cache/vljax/plan)")
     args, overrides = parser.parse_known_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator that is here is left alone
 
-    from vljax.bench import plan, search
+    from vljax.bench import bars, plan, search
     from vljax.bench.roofline import assumptions
     from vljax.bench.topology import describe
     from vljax.cli.train import load_config
 
+    if args.html or args.png:
+        bars.require_matplotlib()
     config = load_config(args.config, overrides)
     if "stages" in config:
         raise ValueError(f"--config={args.config}: got a chain, expected one stage of it")
@@ -126,11 +130,16 @@ def batch_size(text: str) -> int:
 
 def tell(rows: list[dict[str, Any]], rates: Sequence[str], args: argparse.Namespace) -> None:
     """The answer, the table and what the bounds rest on; with ``--json -`` the rows alone."""
+    from vljax.bench import report
     from vljax.bench.plan import answer, table
 
     text = "\n\n".join([answer(rows), table(rows), *dict.fromkeys(rates)])
     if args.markdown:
         Path(args.markdown).write_text(text + "\n")
+    if args.html:
+        Path(args.html).write_text(report.page(rows, rates), encoding="utf-8")
+    if args.png:
+        report.write_pngs(rows, Path(args.png))
     if args.json and args.json != "-":
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
     print(json.dumps(rows) if args.json == "-" else text)
