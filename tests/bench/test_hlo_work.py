@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vljax.bench.hlo_work import flops, work
+from vljax.bench.hlo_work import work
 
 NESTED = """HloModule jit_f, is_scheduled=true
 
@@ -90,7 +90,7 @@ def test_convolutions(said, shapes, multiply_adds):
   %k = {kernel} parameter(1)
   ROOT %c = {result} convolution(%x, %k), {said}
 }}"""
-    assert flops(text) == 2 * multiply_adds
+    assert work(text).flops == 2 * multiply_adds
 
 
 def test_what_is_replicated_counts_on_each_device():
@@ -108,7 +108,7 @@ def test_what_is_replicated_counts_on_each_device():
             for s, w in zip(shapes, where, strict=True)
         ]
         step = jax.jit(fn, out_shardings=where[0])
-        return flops(step.lower(*args).compile().as_text())
+        return work(step.lower(*args).compile().as_text()).flops
 
     whole = 5 * 2 * 64 * 32 * 32
     assert compiled(P("fsdp"), P()) == whole / 4

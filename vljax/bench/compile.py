@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vljax.bench.hlo import collectives
-from vljax.bench.hlo_work import flops
+from vljax.bench.hlo_work import work
 from vljax.bench.topology import Topology
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
@@ -145,11 +145,13 @@ def _compiled(lowered: Lowered, topology: Topology) -> tuple[Any, Facts]:
             return None, {"reason": reason, "hbm_gib": memory, "collectives": []}
         text = _dumped(folder, program)
     found = collectives(text, dict(lowered.mesh.shape), topology.slices)
+    done = work(text)
     return program, {
         "reason": "",
         "hbm_gib": _memory(program.memory_analysis()),
         "collectives": [dataclasses.asdict(c) for c in found],
-        "flops_compiled_per_device": flops(text),
+        "flops_compiled_per_device": done.flops,
+        "bytes_written_per_device": done.written,
     }
 
 

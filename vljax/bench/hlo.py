@@ -62,8 +62,7 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
     ``slices``: how many the mesh spans; the text then speaks of the devices of one.
     """
     found: dict[str, Collective] = {}
-    for one in visits(parse(text)):
-        name, body, times = one.name, one.body, one.times
+    for _, name, body, times, _ in visits(parse(text)):
         if not _kind(body):
             continue
         channel = re.search(r"channel_id=(\d+)", body)

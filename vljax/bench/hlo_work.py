@@ -53,11 +53,6 @@ def work(text: str) -> Work:
     return Work(flops, written, kernels)
 
 
-def flops(text: str) -> int:
-    """FLOPs of one device; see ``work``."""
-    return work(text).flops
-
-
 def _shapes(instructions: list[tuple[str, str]]) -> dict[str, Shape]:
     """Of every instruction, its (first) array's."""
     return {name: _ints(found[0][1]) for name, body in instructions if (found := arrays(body))}

@@ -77,8 +77,9 @@ def planned(config: Any) -> Any:
     from vljax.train.optimizer import OptimizerConfig
 
     sources = config.sources.values()
-    whole = sum(s.weight for s in sources)
-    each = sum(s.batch_size * s.weight / whole for s in sources)  # a step's, in the mean
+    weights = [s.get("weight", 1) for s in sources]  # drawn from the world itself: its stage's only
+    # A step's, in the mean.
+    each = sum(s.batch_size * w / sum(weights) for s, w in zip(sources, weights, strict=True))
     return Planned(
         live_problem(config), OptimizerConfig(**config.optimizer), round(config.steps * each)
     )
