@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vljax.bench.compile import Lowered, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
 from vljax.bench.quick import with_encoders, without_encoders
@@ -74,29 +76,48 @@ def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
 
     What was compiled before is read from ``cache``, so that a search that was stopped goes on.
     """
-    topology, whole = describe(candidate.topology), candidate.applied(run.problem)
-    identity = dataclasses.asdict(candidate) | {
-        "variant": candidate.variant,
-        "backend": topology.backend,
-        "quick": run.quick,
-    }
-    problem, how = without_encoders(whole) if run.quick else whole, strategy(candidate.strategy)
-    shape = candidate.batch * len(topology.devices), candidate.frames, candidate.length
+    topology = describe(candidate.topology)
     try:
-        batch = abstract_batch(problem, *shape)
-        lowered = lower_step(problem, run.optimizer, how, topology, batch)
+        lowered = lower(run, candidate, topology)
     except ValueError as error:
-        return _named(identity) | {"mesh": {}, "fits": False, "reason": str(error)}
-    facts = _cached(lowered, topology, cache)
+        return refused(candidate, topology, str(error))
+    try:
+        facts = _cached(lowered, topology, cache)
+    except jax.errors.JaxRuntimeError as error:
+        told = f"its compiler failed: {str(error).splitlines()[0]}"
+        return refused(candidate, topology, told)
     if run.quick:
-        placement = Placement(how, lowered.mesh)
-        facts = with_encoders(facts, whole, placement, abstract_batch(whole, *shape))
-    return _named(identity) | facts | _judged(run, topology, lowered, facts)
+        facts = completed(run, candidate, lowered, facts)
+    return identity(candidate, topology) | facts | judged(run, topology, lowered, facts)
 
 
-def _named(identity: Mapping[str, Any]) -> Row:
+def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
+    """Raises ValueError for a mesh that the problem does not fit on."""
+    problem, rows = candidate.applied(run.problem), candidate.batch * len(topology.devices)
+    problem = without_encoders(problem) if run.quick else problem
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
+
+
+def completed(run: Planned, candidate: Candidate, lowered: Lowered, facts: Row) -> Row:
+    """The facts of a step without its encoders, with them."""
+    problem, rows = candidate.applied(run.problem), candidate.batch * lowered.mesh.size
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    placement = Placement(strategy(candidate.strategy), lowered.mesh)
+    return with_encoders(facts, problem, placement, batch) | {"quick": True}
+
+
+def refused(candidate: Candidate, topology: Topology, reason: str) -> Row:
+    """The row of a candidate that is not legal, or that nothing could be found out about."""
+    return identity(candidate, topology) | {"mesh": {}, "fits": False, "reason": reason}
+
+
+def identity(candidate: Candidate, topology: Topology) -> Row:
+    """How a row begins: what was asked for."""
+    asked = dataclasses.asdict(candidate)
+    asked |= {"variant": candidate.variant, "backend": topology.backend}
     renamed = {"batch": "batch_per_device", "length": "tokens_per_row"}
-    return {renamed.get(name, name): value for name, value in identity.items()}
+    return {renamed.get(name, name): value for name, value in asked.items()}
 
 
 def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
@@ -114,7 +135,7 @@ def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
     return facts
 
 
-def _judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
+def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
     """Whether it fits, and the bounds: by the chip's figures."""
     chip, hbm = topology.chip, facts["hbm_gib"]
     limit = chip.memory / GIB if chip else None

@@ -75,15 +75,16 @@ def main(argv: Sequence[str]) -> int:
     return 0 if any(r["fits"] for r in rows) else 1
 
 
-def planned(config: Any, quick: bool) -> Any:
+def planned(config: Any, quick: bool = False) -> Any:
     """The problem, the optimizer, and the clips of the whole run."""
     from vljax.bench.plan import Planned
     from vljax.cli.train import live_problem
     from vljax.train.optimizer import OptimizerConfig
 
     sources = config.sources.values()
-    whole = sum(s.weight for s in sources)
-    each = sum(s.batch_size * s.weight / whole for s in sources)  # a step's, in the mean
+    weights = [s.get("weight", 1) for s in sources]  # drawn from the world itself: its stage's only
+    # A step's, in the mean.
+    each = sum(s.batch_size * w / sum(weights) for s, w in zip(sources, weights, strict=True))
     optimizer, samples = OptimizerConfig(**config.optimizer), round(config.steps * each)
     return Planned(live_problem(config), optimizer, samples, quick)
 
