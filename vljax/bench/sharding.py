@@ -181,7 +181,7 @@ def _ready(
     try:
         lowered = lower(run, candidate, topology)
     except ValueError as error:
-        return refused(candidate, topology, error) | NOTHING, None
+        return refused(candidate, topology, str(error)) | NOTHING, None
     program, facts = compiled_step(lowered, topology)
     row = identity(candidate, topology) | facts | judged(run, topology, lowered, facts) | NOTHING
     if not row["fits"]:
