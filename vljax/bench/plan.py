@@ -146,8 +146,9 @@ def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Ro
     if chip is None or facts["reason"]:
         return judged | {"bound_s": None, "at_best": None}
     found = [Collective(**c) for c in facts["collectives"]]
-    # Every argument is read at least once.
-    limits = bound(topology, lowered.mesh, facts["flops_per_device"], hbm["arguments"] * GIB, found)
+    flops, compiled = facts["flops_per_device"], facts["flops_compiled_per_device"]
+    touched = hbm["arguments"] * GIB  # every argument is read at least once
+    limits = bound(topology, lowered.mesh, flops, touched, found, compiled)
     best = _rates(limits, facts, topology, lowered.batch, run.samples)
     return judged | {"bound_s": _seconds(limits), "at_best": best}
 
@@ -155,6 +156,7 @@ def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Ro
 def _seconds(limits: Bound) -> dict[str, Any]:
     return {
         "compute": limits.compute,
+        "repeated": limits.repeated,
         "hbm": limits.memory,
         "ici": limits.ici,
         "ici_by_axis": limits.axes,
