@@ -122,8 +122,7 @@ def identity(candidate: Candidate, topology: Topology) -> Row:
 
 def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
     """What the compiler says of a program, from the disk if it has been asked before."""
-    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
-    told = "\n".join([topology.name, *versions, lowered.text])
+    told = "\n".join([topology.name, *versions(topology.backend), lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -133,6 +132,12 @@ def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
     half.write_text(json.dumps(facts))
     half.rename(path)
     return facts
+
+
+def versions(backend: str) -> list[str]:
+    """Of all that a compiled program depends on."""
+    compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-pjrt"]}
+    return [importlib.metadata.version(n) for n in ("jax", "jaxlib", *compilers.get(backend, ()))]
 
 
 def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
