@@ -5,6 +5,7 @@ A row is a dict that JSON takes. Facts of the compiler (memory, collectives) and
 by the rates of ``sharding.chips``.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -135,9 +136,13 @@ def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
 
 
 def versions(backend: str) -> list[str]:
-    """Of all that a compiled program depends on."""
-    compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-pjrt"]}
-    return [importlib.metadata.version(n) for n in ("jax", "jaxlib", *compilers.get(backend, ()))]
+    """Of all that a compiled program depends on, as far as it is installed."""
+    compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-pjrt", "jax-cuda13-pjrt"]}
+    found = []
+    for name in ("jax", "jaxlib", *compilers.get(backend, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(importlib.metadata.version(name))
+    return found
 
 
 def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
