@@ -69,12 +69,17 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
         key = f"channel {channel[1]}" if channel else name
         if key not in found or found[key].count > times:
             found[key] = _collective(body, times, mesh, slices)
+    return added(c for c in found.values() if c.axis)
+
+
+def added(found: Iterable[Collective]) -> list[Collective]:
+    """Those of one kind and axis as one, largest first."""
     total: dict[tuple[str, str], Collective] = {}
-    for one in found.values():
+    for one in found:
         so_far = total.get((one.kind, one.axis), Collective(one.kind, one.axis, 0, 0))
         count, size = so_far.count + one.count, so_far.bytes + one.bytes
         total[one.kind, one.axis] = dataclasses.replace(so_far, count=count, bytes=size)
-    return sorted((c for c in total.values() if c.axis), key=lambda c: -c.bytes)
+    return sorted(total.values(), key=lambda c: -c.bytes)
 
 
 def _collective(body: str, times: int, mesh: Mapping[str, int], slices: int) -> Collective:

@@ -18,9 +18,11 @@ from typing import Any
 
 from vljax.bench.compile import Lowered, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
+from vljax.bench.quick import with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
 from vljax.bench.search import Candidate, Row, largest_batch
 from vljax.bench.topology import Topology, describe
+from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
@@ -30,11 +32,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A run to be planned; ``samples`` are the clips that it trains on in all."""
+    """A run to be planned; ``samples`` are the clips that it trains on in all.
+
+    ``quick``: compiles it without its encoders, see ``bench.quick``.
+    """
 
     problem: Problem
     optimizer: OptimizerConfig
     samples: int
+    quick: bool = False
 
 
 def plan(
@@ -72,27 +78,38 @@ def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
     try:
         lowered = lower(run, candidate, topology)
     except ValueError as error:
-        return refused(candidate, topology, error)
+        return refused(run, candidate, topology, error)
     facts = _cached(lowered, topology, cache)
-    return identity(candidate, topology) | facts | judged(run, topology, lowered, facts)
+    if run.quick:
+        whole = candidate.applied(run.problem)
+        placement = Placement(strategy(candidate.strategy), lowered.mesh)
+        facts = with_encoders(facts, whole, placement, batch_of(whole, candidate, topology))
+    return identity(run, candidate, topology) | facts | judged(run, topology, lowered, facts)
 
 
 def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
     """Raises ValueError for a mesh that the problem does not fit on."""
-    problem, rows = candidate.applied(run.problem), candidate.batch * len(topology.devices)
-    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    problem = candidate.applied(run.problem)
+    problem = without_encoders(problem) if run.quick else problem
+    batch = batch_of(problem, candidate, topology)
     return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
 
 
-def refused(candidate: Candidate, topology: Topology, error: ValueError) -> Row:
+def batch_of(problem: Problem, candidate: Candidate, topology: Topology) -> Mapping[str, Any]:
+    """The abstract global batch."""
+    rows = candidate.batch * len(topology.devices)
+    return abstract_batch(problem, rows, candidate.frames, candidate.length)
+
+
+def refused(run: Planned, candidate: Candidate, topology: Topology, error: ValueError) -> Row:
     """The row of a candidate that is not legal."""
-    return identity(candidate, topology) | {"mesh": {}, "fits": False, "reason": str(error)}
+    return identity(run, candidate, topology) | {"mesh": {}, "fits": False, "reason": str(error)}
 
 
-def identity(candidate: Candidate, topology: Topology) -> Row:
+def identity(run: Planned, candidate: Candidate, topology: Topology) -> Row:
     """How a row begins: what was asked for."""
     asked = dataclasses.asdict(candidate)
-    asked |= {"variant": candidate.variant, "backend": topology.backend}
+    asked |= {"variant": candidate.variant, "backend": topology.backend, "quick": run.quick}
     renamed = {"batch": "batch_per_device", "length": "tokens_per_row"}
     return {renamed.get(name, name): value for name, value in asked.items()}
 
@@ -123,8 +140,10 @@ def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Ro
     if chip is None or facts["reason"]:
         return judged | {"bound_s": None, "at_best": None}
     found = [Collective(**c) for c in facts["collectives"]]
+    # What is replicated each device computes; what the compiler fused away is in the jaxpr still.
+    flops = max(facts["flops_per_device"], facts.get("flops_compiled_per_device", 0))
     # Every argument is read at least once.
-    limits = bound(topology, lowered.mesh, facts["flops_per_device"], hbm["arguments"] * GIB, found)
+    limits = bound(topology, lowered.mesh, flops, hbm["arguments"] * GIB, found)
     best = _rates(limits, facts, topology, lowered.batch, run.samples)
     return judged | {"bound_s": _seconds(limits), "at_best": best}
 

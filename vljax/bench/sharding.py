@@ -67,7 +67,7 @@ def everything(
     else:
         rows = measure_apart(run, run_them, shape.steps, show)
     found = dict(zip(run_them, rows, strict=True))
-    return [found.get(c) or twin(c, same[c.strategy], topology) for c in wanted]
+    return [found.get(c) or twin(run, c, same[c.strategy], topology) for c in wanted]
 
 
 def every_strategy(run: Planned, topology: Topology, batch: int, length: int) -> list[str]:
@@ -162,13 +162,13 @@ def found_devices() -> tuple[str, int, str]:
     return jax.default_backend(), jax.device_count(), chip.name if chip else kind
 
 
-def twin(candidate: Candidate, other: str, topology: Topology) -> Row:
+def twin(run: Planned, candidate: Candidate, other: str, topology: Topology) -> Row:
     """The row of a strategy that is another one on these devices, so that it is not measured."""
     wanted = strategy(candidate.strategy)
     groups = len(by_slice(wanted, topology.devices))
     mesh = mesh_sizes(wanted, len(topology.devices), groups)
     facts = {"mesh": mesh, "fits": True, "reason": "", "bound_s": None}
-    return identity(candidate, topology) | facts | NOTHING | {"same_as": other}
+    return identity(run, candidate, topology) | facts | NOTHING | {"same_as": other}
 
 
 def _measure_one(run: Planned, candidate: Candidate, steps: int) -> Row:
@@ -181,9 +181,11 @@ def _ready(
     try:
         lowered = lower(run, candidate, topology)
     except ValueError as error:
-        return refused(candidate, topology, error) | NOTHING, None
+        return refused(run, candidate, topology, error) | NOTHING, None
     program, facts = compiled_step(lowered, topology)
-    row = identity(candidate, topology) | facts | judged(run, topology, lowered, facts) | NOTHING
+    row = (
+        identity(run, candidate, topology) | facts | judged(run, topology, lowered, facts) | NOTHING
+    )
     if not row["fits"]:
         return row, None
     key = f"{candidate.strategy} {candidate.variant}"

@@ -28,6 +28,11 @@ def main(argv: Sequence[str]) -> int:
     add("--batch-per-device", default="4", help="clips; auto finds the most that fit (4)")
     add("--most", type=int, default=64, help="clips a device that auto tries at most (64)")
     add(
+        "--quick",
+        action="store_true",
+        help="compile without the encoders, and add what they hold, gather and do",
+    )
+    add(
         "--search",
         action="store_true",
         help="try other meshes too, then other remat policies and int8 on the best",
@@ -53,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if "stages" in config:
         raise ValueError(f"--config={args.config}: got a chain, expected one stage of it")
     described = [describe(name) for name in args.topology.split(",")]
-    run = planned(config)
+    run = planned(config, args.quick)
     size = batch_size(args.batch_per_device)
     names = strategies(args.strategy)
     wanted = [
@@ -70,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     return 0 if any(r["fits"] for r in rows) else 1
 
 
-def planned(config: Any) -> Any:
+def planned(config: Any, quick: bool) -> Any:
     """The problem, the optimizer, and the clips of the whole run."""
     from vljax.bench.plan import Planned
     from vljax.cli.train import live_problem
@@ -80,9 +85,8 @@ def planned(config: Any) -> Any:
     weights = [s.get("weight", 1) for s in sources]  # drawn from the world itself: its stage's only
     # A step's, in the mean.
     each = sum(s.batch_size * w / sum(weights) for s, w in zip(sources, weights, strict=True))
-    return Planned(
-        live_problem(config), OptimizerConfig(**config.optimizer), round(config.steps * each)
-    )
+    optimizer, samples = OptimizerConfig(**config.optimizer), round(config.steps * each)
+    return Planned(live_problem(config), optimizer, samples, quick)
 
 
 def searched(
