@@ -141,7 +141,7 @@ def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Ro
         return judged | {"bound_s": None, "at_best": None}
     found = [Collective(**c) for c in facts["collectives"]]
     # What is replicated each device computes; what the compiler fused away is in the jaxpr still.
-    flops = max(facts["flops_per_device"], facts.get("flops_compiled_per_device", 0))
+    flops = max(facts["flops_per_device"], facts.get("flops_compiled_per_device") or 0)
     # Every argument is read at least once.
     limits = bound(topology, lowered.mesh, flops, hbm["arguments"] * GIB, found)
     best = _rates(limits, facts, topology, lowered.batch, run.samples)
