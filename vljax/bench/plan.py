@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vljax.bench.compile import Lowered, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
 from vljax.bench.quick import with_encoders, without_encoders
@@ -78,38 +80,42 @@ def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
     try:
         lowered = lower(run, candidate, topology)
     except ValueError as error:
-        return refused(run, candidate, topology, error)
-    facts = _cached(lowered, topology, cache)
+        return refused(candidate, topology, str(error))
+    try:
+        facts = _cached(lowered, topology, cache)
+    except jax.errors.JaxRuntimeError as error:
+        told = f"its compiler failed: {str(error).splitlines()[0]}"
+        return refused(candidate, topology, told)
     if run.quick:
-        whole = candidate.applied(run.problem)
-        placement = Placement(strategy(candidate.strategy), lowered.mesh)
-        facts = with_encoders(facts, whole, placement, batch_of(whole, candidate, topology))
-    return identity(run, candidate, topology) | facts | judged(run, topology, lowered, facts)
+        facts = completed(run, candidate, lowered, facts)
+    return identity(candidate, topology) | facts | judged(run, topology, lowered, facts)
 
 
 def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
     """Raises ValueError for a mesh that the problem does not fit on."""
-    problem = candidate.applied(run.problem)
+    problem, rows = candidate.applied(run.problem), candidate.batch * len(topology.devices)
     problem = without_encoders(problem) if run.quick else problem
-    batch = batch_of(problem, candidate, topology)
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
     return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
 
 
-def batch_of(problem: Problem, candidate: Candidate, topology: Topology) -> Mapping[str, Any]:
-    """The abstract global batch."""
-    rows = candidate.batch * len(topology.devices)
-    return abstract_batch(problem, rows, candidate.frames, candidate.length)
+def completed(run: Planned, candidate: Candidate, lowered: Lowered, facts: Row) -> Row:
+    """The facts of a step without its encoders, with them."""
+    problem, rows = candidate.applied(run.problem), candidate.batch * lowered.mesh.size
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    placement = Placement(strategy(candidate.strategy), lowered.mesh)
+    return with_encoders(facts, problem, placement, batch) | {"quick": True}
 
 
-def refused(run: Planned, candidate: Candidate, topology: Topology, error: ValueError) -> Row:
-    """The row of a candidate that is not legal."""
-    return identity(run, candidate, topology) | {"mesh": {}, "fits": False, "reason": str(error)}
+def refused(candidate: Candidate, topology: Topology, reason: str) -> Row:
+    """The row of a candidate that is not legal, or that nothing could be found out about."""
+    return identity(candidate, topology) | {"mesh": {}, "fits": False, "reason": reason}
 
 
-def identity(run: Planned, candidate: Candidate, topology: Topology) -> Row:
+def identity(candidate: Candidate, topology: Topology) -> Row:
     """How a row begins: what was asked for."""
     asked = dataclasses.asdict(candidate)
-    asked |= {"variant": candidate.variant, "backend": topology.backend, "quick": run.quick}
+    asked |= {"variant": candidate.variant, "backend": topology.backend}
     renamed = {"batch": "batch_per_device", "length": "tokens_per_row"}
     return {renamed.get(name, name): value for name, value in asked.items()}
 

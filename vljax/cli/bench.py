@@ -143,7 +143,7 @@ def sharding(argv: Sequence[str]) -> int:
     config = load_config(args.config, overrides)
     if "stages" in config:
         raise ValueError(f"--config={args.config}: got a chain, expected one stage of it")
-    rows, rates = foretell(measured(planned(config, quick=False), args))
+    rows, rates = foretell(measured(planned(config), args))
     text = told(rows, rates)
     if args.markdown:
         Path(args.markdown).write_text(text + "\n")

@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     return 0 if any(r["fits"] for r in rows) else 1
 
 
-def planned(config: Any, quick: bool) -> Any:
+def planned(config: Any, quick: bool = False) -> Any:
     """The problem, the optimizer, and the clips of the whole run."""
     from vljax.bench.plan import Planned
     from vljax.cli.train import live_problem
