@@ -131,11 +131,11 @@ def _compiled(lowered: Lowered, topology: Topology) -> tuple[Any, Facts]:
     """The program, and why it does not fit, its memory, its collectives, what a device computes."""
     with tempfile.TemporaryDirectory() as folder:
         # The text of a compiled step can't be asked for on some TPUs (XLA fails a check).
-        options = {"xla_dump_to": folder}
+        options: dict[str, Any] = {"xla_dump_to": folder}
         if topology.backend == "cuda" and not topology.here:
             options["xla_gpu_autotune_level"] = "0"  # there is no card to try kernels on
             # Triton's, untuned, finds no tiles for 257 tokens a frame.
-            options["xla_gpu_enable_triton_gemm"] = "false"
+            options["xla_gpu_enable_triton_gemm"] = False
         try:
             program = lowered.stage.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
@@ -144,7 +144,8 @@ def _compiled(lowered: Lowered, topology: Topology) -> tuple[Any, Facts]:
                 raise
             arguments = sum(lowered.parts.values()) / GIB
             memory = {"arguments": arguments, "temporaries": None, "peak": needed}
-            return None, {"reason": reason, "hbm_gib": memory, "collectives": []}
+            told = {"reason": reason, "hbm_gib": memory, "collectives": []}
+            return None, told | {"flops_compiled_per_device": 0, "bytes_written_per_device": 0}
         text = _dumped(folder, program)
     found = collectives(text, dict(lowered.mesh.shape), topology.slices)
     done = work(text)

@@ -122,8 +122,7 @@ def identity(candidate: Candidate, topology: Topology) -> Row:
 
 def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
     """What the compiler says of a program, from the disk if it has been asked before."""
-    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
-    told = "\n".join([topology.name, *versions, lowered.text])
+    told = "\n".join([topology.name, *versions(topology.backend), lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -133,6 +132,12 @@ def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
     half.write_text(json.dumps(facts))
     half.rename(path)
     return facts
+
+
+def versions(backend: str) -> list[str]:
+    """Of all that a compiled program depends on."""
+    compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-pjrt"]}
+    return [importlib.metadata.version(n) for n in ("jax", "jaxlib", *compilers.get(backend, ()))]
 
 
 def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
@@ -146,10 +151,9 @@ def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Ro
     if chip is None or facts["reason"]:
         return judged | {"bound_s": None, "at_best": None}
     found = [Collective(**c) for c in facts["collectives"]]
-    # What is replicated each device computes; what the compiler fused away is in the jaxpr still.
-    flops = max(facts["flops_per_device"], facts.get("flops_compiled_per_device") or 0)
-    # Every argument is read at least once.
-    limits = bound(topology, lowered.mesh, flops, hbm["arguments"] * GIB, found)
+    flops, compiled = facts["flops_per_device"], facts["flops_compiled_per_device"]
+    touched = hbm["arguments"] * GIB  # every argument is read at least once
+    limits = bound(topology, lowered.mesh, flops, touched, found, compiled)
     best = _rates(limits, facts, topology, lowered.batch, run.samples)
     return judged | {"bound_s": _seconds(limits), "at_best": best}
 
@@ -157,6 +161,7 @@ def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Ro
 def _seconds(limits: Bound) -> dict[str, Any]:
     return {
         "compute": limits.compute,
+        "repeated": limits.repeated,
         "hbm": limits.memory,
         "ici": limits.ici,
         "ici_by_axis": limits.axes,
