@@ -53,7 +53,8 @@ def fit(rows: Sequence[Row], ran: Sequence[int]) -> Rates:
     work, times = (np.array([rows[i]["measured"][n] for i in pair]) for n in ("work_s", "median_s"))
     # Divided by the work, so that both count alike.
     found, _ = nnls(np.array([amounts(rows[i]) for i in pair]) / work[:, None], np.ones(2))
-    return Rates(float(found[0]), float(found[1]), float((times / work).mean()), pair)
+    # What else runs may have lengthened one of the two.
+    return Rates(float(found[0]), float(found[1]), float((times / work).min()), pair)
 
 
 def amounts(row: Row) -> tuple[float, float]:

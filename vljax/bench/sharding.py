@@ -4,10 +4,11 @@ A row is the plan's of the same program with ``predicted_s`` and ``measured`` ad
 nothing ran.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -127,11 +128,12 @@ def measure(
     for turn in range(steps + 1):
         show("rounds of steps", turn, steps + 1)
         for row, contender, turns in ready:
-            if contender and row["fits"]:
-                _take_turn(row, contender, turns)
+            with _room(row):
+                if contender and row["fits"]:
+                    turns.append(contender.step())
     show("rounds of steps", steps + 1, steps + 1)
     return [
-        row | {"measured": _summary(contender, turns[1:], topology)} if turns[1:] else row
+        row | {"measured": _summary(contender, turns[1:], topology)} if len(turns) > steps else row
         for row, contender, turns in ready
     ]
 
@@ -182,24 +184,31 @@ def _ready(
         lowered = lower(run, candidate, topology)
     except ValueError as error:
         return refused(candidate, topology, str(error)) | NOTHING, None
-    program, facts = compiled_step(lowered, topology)
+    try:
+        program, facts = compiled_step(lowered, topology)
+    except jax.errors.JaxRuntimeError as error:
+        told = f"its compiler failed: {str(error).splitlines()[0]}"
+        return refused(candidate, topology, told) | NOTHING, None
     row = identity(candidate, topology) | facts | judged(run, topology, lowered, facts) | NOTHING
     if not row["fits"]:
         return row, None
     key = f"{candidate.strategy} {candidate.variant}"
-    weights[key] = weights.get(key) or Weights(lowered)
-    return row, Contender(program, lowered, weights[key])
+    with _room(row):
+        weights[key] = weights.get(key) or Weights(lowered)
+        return row, Contender(program, lowered, weights[key])
+    return row, None
 
 
-def _take_turn(row: Row, contender: Contender, turns: list[Turn]) -> None:
+@contextlib.contextmanager
+def _room(row: Row) -> Iterator[None]:
+    """Where memory does not last the row does not fit, and has the reason."""
     try:
-        turns.append(contender.step())
+        yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         told = str(error).strip().splitlines()[0][:200]
-        row |= {"fits": False, "reason": f"compiled, but ran out of memory: {told}"}
-        turns.clear()
+        row |= {"fits": False, "reason": f"compiled, but memory did not last: {told}"}
 
 
 def _summary(contender: Contender | None, turns: Sequence[Turn], topology: Topology) -> Row:
