@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from vljax.bench.hlo import collectives
 from vljax.bench.topology import Topology
+from vljax.models.precision import array_bytes
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import Strategy
@@ -32,18 +32,24 @@ Facts = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lowered:
-    """A step before its compilation. ``parts``: bytes a device of what its arguments are."""
+class Program:
+    """What is to be compiled. ``parts``: bytes a device of what its arguments are."""
 
-    problem: Problem
     mesh: Mesh
-    batch: Mapping[str, jax.ShapeDtypeStruct]
     parts: dict[str, int]
     stage: Any  # jax.stages.Lowered
 
     @functools.cached_property
     def text(self) -> str:
         return self.stage.as_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered(Program):
+    """A step before its compilation."""
+
+    problem: Problem
+    batch: Mapping[str, jax.ShapeDtypeStruct]
 
 
 def abstract_batch(
@@ -86,7 +92,7 @@ def lower_step(
     step = make_train_step(problem, tx, placement, state)
     held = {"frozen": frozen, "trainable": state.params, "optimizer": state.opt_state}
     parts = {name: held_bytes(tree) for name, tree in (held | {"batch": placed}).items()}
-    return Lowered(problem, mesh, batch, parts, step.lower(state, frozen, placed))
+    return Lowered(mesh, parts, step.lower(state, frozen, placed), problem, batch)
 
 
 def held_bytes(tree: Any) -> int:
@@ -94,7 +100,7 @@ def held_bytes(tree: Any) -> int:
     arrays = [
         x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     ]  # random keys aside
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in arrays)
+    return sum(map(array_bytes, arrays))
 
 
 def compile_step(lowered: Lowered, topology: Topology) -> Facts:
@@ -103,7 +109,7 @@ def compile_step(lowered: Lowered, topology: Topology) -> Facts:
     Raises JaxRuntimeError for an error of the compiler that is not about memory.
     """
     began = time.monotonic()
-    memory, found, reason = _compiled(lowered, topology)
+    memory, found, reason = ask_compiler(lowered, topology)
     devices = lowered.mesh.size
     return {
         "mesh": dict(lowered.mesh.shape),
@@ -118,15 +124,15 @@ def compile_step(lowered: Lowered, topology: Topology) -> Facts:
     }
 
 
-def _compiled(lowered: Lowered, topology: Topology) -> tuple[Facts, list[Facts], str]:
+def ask_compiler(lowered: Program, topology: Topology) -> tuple[Facts, list[Facts], str]:
     """(memory, collectives, why it does not fit)."""
     with tempfile.TemporaryDirectory() as folder:
         # The text of a compiled step can't be asked for on some TPUs (XLA fails a check).
-        options = {"xla_dump_to": folder}
+        options: dict[str, Any] = {"xla_dump_to": folder}
         if topology.backend == "cuda":
             options["xla_gpu_autotune_level"] = "0"  # there is no card to try kernels on
         try:
-            compiled = lowered.stage.compile(compiler_options=options)
+            compiled = _compiled(lowered.stage, options)
         except jax.errors.JaxRuntimeError as error:
             needed, reason = out_of_memory(str(error))
             if not reason:
@@ -136,6 +142,16 @@ def _compiled(lowered: Lowered, topology: Topology) -> tuple[Facts, list[Facts],
         found = collectives(_dumped(folder, compiled), dict(lowered.mesh.shape), topology.slices)
         stats = compiled.memory_analysis()
     return _memory(stats), [dataclasses.asdict(c) for c in found], ""
+
+
+def _compiled(stage: Any, options: dict[str, Any]) -> Any:
+    """Where XLA's own GPU kernels can't be chosen without a card to try them on: without them."""
+    try:
+        return stage.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "output tile sizes" not in str(error):
+            raise
+    return stage.compile(compiler_options=options | {"xla_gpu_enable_triton_gemm": False})
 
 
 def _memory(stats: Any) -> Facts:

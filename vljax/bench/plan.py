@@ -14,11 +14,11 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
-from vljax.bench.compile import Lowered, abstract_batch, compile_step, lower_step
+from vljax.bench.compile import Program, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
 from vljax.bench.roofline import Bound, bound
 from vljax.bench.topology import Topology, describe
@@ -27,6 +27,7 @@ from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
 
 Row = dict[str, Any]
+P = TypeVar("P", bound=Program)
 GIB = 2**30
 
 
@@ -65,7 +66,7 @@ def plan(
     rows = []
     for done, candidate in enumerate(wanted):
         show(done, len(wanted))
-        one = functools.partial(_apart, problem, optimizer, cache=cache)
+        one = functools.partial(apart, row, problem, optimizer, cache=cache)
         rows.append(largest_batch(one, candidate, most) if most else one(candidate))
     show(len(wanted), len(wanted))
     return ranked(rows)
@@ -91,10 +92,11 @@ def largest_batch(compiled: Callable[[Candidate], Row], candidate: Candidate, mo
     return tried[max(low, 1)]
 
 
-def _apart(problem: Problem, optimizer: OptimizerConfig, candidate: Candidate, cache: Path) -> Row:
+def apart(make: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
+    """``make(*args, **kwargs)`` in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(row, problem, optimizer, candidate, cache).result()
+        return pool.submit(make, *args, **kwargs).result()
 
 
 def row(problem: Problem, optimizer: OptimizerConfig, candidate: Candidate, cache: Path) -> Row:
@@ -107,7 +109,7 @@ def row(problem: Problem, optimizer: OptimizerConfig, candidate: Candidate, cach
         lowered = lower_step(problem, optimizer, strategy(candidate.strategy), topology, batch)
     except ValueError as error:
         return _named(identity) | {"mesh": {}, "fits": False, "reason": str(error)}
-    facts = _cached(lowered, topology, cache)
+    facts = cached(lowered, topology, cache, compile_step)
     return _named(identity) | facts | _judged(topology, lowered.mesh, facts, rows)
 
 
@@ -116,14 +118,16 @@ def _named(identity: Mapping[str, Any]) -> Row:
     return {renamed.get(name, name): value for name, value in identity.items()}
 
 
-def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
-    """What the compiler says of a program, from the disk if it has been asked before."""
+def cached(
+    lowered: P, topology: Topology, cache: Path, compiled: Callable[[P, Topology], Row]
+) -> Row:
+    """What ``compiled`` says of a program, from the disk if it has been asked before."""
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
     told = "\n".join([topology.name, *versions, lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    facts = compile_step(lowered, topology)
+    facts = compiled(lowered, topology)
     cache.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".partial")
     half.write_text(json.dumps(facts))

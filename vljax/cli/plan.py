@@ -14,6 +14,10 @@ from typing import Any
 
 
 def main(argv: Sequence[str]) -> int:
+    if "--infer" in argv:
+        from vljax.cli import plan_infer
+
+        return plan_infer.main([a for a in argv if a != "--infer"])
     parser = argparse.ArgumentParser(
         prog="vljax plan",
         description=__doc__,
@@ -31,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     add("--json", metavar="FILE", help="the rows, in order; - prints them")
     add("--markdown", metavar="FILE", help="the table")
     add("--cache", metavar="DIR", help="what was compiled before (~/.cache/vljax/plan)")
+    add("--infer", action="store_true", help="does it fit to answer? see vljax plan --infer --help")
     args, overrides = parser.parse_known_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator that is here is left alone
 
