@@ -13,6 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+CARDS = (
+    "Of a card JAX takes three quarters for itself; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets it take "
+    "nearly all."
+)
+
 
 def main(argv: Sequence[str]) -> int:
     args, overrides = parser().parse_known_args(argv)
@@ -43,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         problem, "audio" in senses, wanted, cache, lambda done, total: progress.show(done)
     )
     rates = [assumptions(t) for t in topologies]
+    rates += [CARDS] if any(t.backend == "cuda" for t in topologies) else []
     tell(rows, [infer.answer(rows, f"{stage.size} ({stage.llm})"), infer.table(rows), *rates], args)
     return 0 if any(r["fits"] for r in rows) else 1
 
