@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from vljax.bench.hlo import collectives
 from vljax.bench.hlo_work import work
 from vljax.bench.topology import Topology
+from vljax.models.precision import array_bytes
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import Strategy
@@ -33,22 +33,25 @@ Facts = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lowered:
-    """A step before its compilation, of abstract ``arguments`` that lie where it wants them.
+class Program:
+    """What is to be compiled. ``parts``: bytes a device of what its arguments are."""
 
-    ``parts``: bytes a device of what they are.
-    """
-
-    problem: Problem
     mesh: Mesh
-    batch: Mapping[str, jax.ShapeDtypeStruct]
-    arguments: tuple[Any, Any, Any]  # state, frozen, batch
     parts: dict[str, int]
     stage: Any  # jax.stages.Lowered
 
     @functools.cached_property
     def text(self) -> str:
         return self.stage.as_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered(Program):
+    """A training step of abstract ``arguments`` (state, frozen, batch) that lie where it wants."""
+
+    problem: Problem
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    arguments: tuple[Any, Any, Any]
 
 
 def abstract_batch(
@@ -92,7 +95,7 @@ def lower_step(
     held = {"frozen": frozen, "trainable": state.params, "optimizer": state.opt_state}
     parts = {name: held_bytes(tree) for name, tree in (held | {"batch": placed}).items()}
     arguments = state, frozen, placed
-    return Lowered(problem, mesh, batch, arguments, parts, step.lower(*arguments))
+    return Lowered(mesh, parts, step.lower(*arguments), problem, batch, arguments)
 
 
 def held_bytes(tree: Any) -> int:
@@ -100,7 +103,7 @@ def held_bytes(tree: Any) -> int:
     arrays = [
         x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     ]  # random keys aside
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in arrays)
+    return sum(map(array_bytes, arrays))
 
 
 def compile_step(lowered: Lowered, topology: Topology) -> Facts:
@@ -114,7 +117,7 @@ def compile_step(lowered: Lowered, topology: Topology) -> Facts:
 def compiled_step(lowered: Lowered, topology: Topology) -> tuple[Any, Facts]:
     """(the program, to be called where its devices are here; the facts of ``compile_step``)."""
     began = time.monotonic()
-    program, told = _compiled(lowered, topology)
+    program, told = ask_compiler(lowered, topology)
     devices = lowered.mesh.size
     return program, {
         "mesh": dict(lowered.mesh.shape),
@@ -127,7 +130,7 @@ def compiled_step(lowered: Lowered, topology: Topology) -> tuple[Any, Facts]:
     }
 
 
-def _compiled(lowered: Lowered, topology: Topology) -> tuple[Any, Facts]:
+def ask_compiler(lowered: Program, topology: Topology) -> tuple[Any, Facts]:
     """The program, and why it does not fit, its memory, its collectives, what a device computes."""
     with tempfile.TemporaryDirectory() as folder:
         # The text of a compiled step can't be asked for on some TPUs (XLA fails a check).

@@ -15,11 +15,11 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
-from vljax.bench.compile import Lowered, abstract_batch, compile_step, lower_step
+from vljax.bench.compile import Lowered, Program, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
 from vljax.bench.quick import with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
@@ -30,6 +30,7 @@ from vljax.sharding.strategy import strategy
 from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
 
+P = TypeVar("P", bound=Program)
 GIB = 2**30
 
 
@@ -65,11 +66,11 @@ def plan(
     return ranked(rows)
 
 
-def apart(run: Planned, cache: Path, candidate: Candidate) -> Row:
-    """``row``, in a process of its own, so that the memory it takes can be told."""
+def apart(make: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
+    """``make(*args, **kwargs)`` in a process of its own, so that its memory can be told."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(row, run, cache, candidate).result()
+        return pool.submit(make, *args, **kwargs).result()
 
 
 def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
@@ -83,7 +84,7 @@ def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
     except ValueError as error:
         return refused(candidate, topology, str(error))
     try:
-        facts = _cached(lowered, topology, cache)
+        facts = cached(lowered, topology, cache, compile_step)
     except jax.errors.JaxRuntimeError as error:
         told = f"its compiler failed: {str(error).splitlines()[0]}"
         return refused(candidate, topology, told)
@@ -121,13 +122,15 @@ def identity(candidate: Candidate, topology: Topology) -> Row:
     return {renamed.get(name, name): value for name, value in asked.items()}
 
 
-def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
-    """What the compiler says of a program, from the disk if it has been asked before."""
+def cached(
+    lowered: P, topology: Topology, cache: Path, compiled: Callable[[P, Topology], Row]
+) -> Row:
+    """What ``compiled`` says of a program, from the disk if it has been asked before."""
     told = "\n".join([topology.name, *versions(topology.backend), lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    facts = compile_step(lowered, topology)
+    facts = compiled(lowered, topology)
     cache.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".partial")
     half.write_text(json.dumps(facts))

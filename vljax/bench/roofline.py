@@ -102,9 +102,9 @@ def assumptions(topology: Topology) -> str:
         f"ICI {chip.link / 1e9:.0f} GB/s a link and direction, two links a closed torus dimension "
         f"(of {chip.wraps} or its multiples), one otherwise"
         if chip.is_tpu
-        else f"NVLink {chip.link / 1e9:.0f} GB/s a card inside a host of {CARDS_A_HOST}"
+        else f"NVLink or PCIe {chip.link / 1e9:.0f} GB/s a card inside a host of {CARDS_A_HOST}"
     )
     return (
-        f"{chip.name}: {chip.flops / 1e12:.0f} TFLOP/s dense bfloat16, HBM "
+        f"{chip.name}: {chip.flops / 1e12:.3g} TFLOP/s dense {chip.computes}, memory "
         f"{chip.hbm / 1e9:.0f} GB/s, {join}, network {chip.network / 1e9:.1f} GB/s a device"
     )
