@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 CARDS = (
-    "Of a card JAX takes three quarters for itself; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets it take "
-    "nearly all."
+    "Of a card JAX takes three quarters for itself; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets it "
+    "take nearly all."
 )
 
 

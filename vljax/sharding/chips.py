@@ -11,9 +11,9 @@ class Chip:
     ``kinds``: how its ``device_kind`` begins. ``flops``: a second, of dense bfloat16 products as
     they are computed, ``computes``. ``memory``: bytes a program may use, as the compiler states it
     on TPUs, as CUDA does on small cards. ``link``: bytes/s, one way, of an ICI link (TPU), or of
-    all of a card's NVLink together, or of its PCIe. ``wraps``: the length at which a torus dimension closes, to be a line below it.
-    ``network``: bytes/s a device between slices or hosts, an assumption about the data centre.
-    ``cores``: as how many devices the compiler is told of one.
+    all of a card's NVLink together, or of its PCIe. ``wraps``: the length at which a torus
+    dimension closes, to be a line below it. ``network``: bytes/s a device between slices or hosts,
+    an assumption about the data centre. ``cores``: as how many devices the compiler is told of one.
     """
 
     name: str
