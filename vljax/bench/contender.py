@@ -98,14 +98,16 @@ def _filled(name: str, x: Any, size: VideoLlamaSize) -> np.ndarray:
 
 
 def collective_seconds(folder: str, devices: int) -> float | None:
-    """Seconds a device, of what a trace names as a collective."""
+    """Seconds a device, of what a trace names as a collective; of accelerators their own lines."""
     (file,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-    named = re.compile("|".join(KINDS))
+    planes = list(jax.profiler.ProfileData.from_file(file).planes)
+    planes = [plane for plane in planes if plane.name.startswith("/device:")] or planes
+    named = re.compile(f"%?({'|'.join(KINDS)})|ncclDevKernel")
     found = [
         event.duration_ns
-        for plane in jax.profiler.ProfileData.from_file(file).planes
+        for plane in planes
         for line in plane.lines
         for event in line.events
-        if named.search(event.name)
+        if named.match(event.name)
     ]
     return sum(found) / 1e9 / devices if found else None
