@@ -10,7 +10,7 @@ from vljax.generate import decode
 from vljax.generate.compiled import jit
 from vljax.generate.sampling import already_said, penalised
 from vljax.models.video_llama import VideoLlama
-from vljax.nn.attention import Cache
+from vljax.nn.attention import Caches, take_rows
 from vljax.store import Tree
 
 DEAD = -1e9  # the score of the beams that are equal to the first one at the start
@@ -21,7 +21,7 @@ class Open(NamedTuple):
 
     ids: jax.Array
     scores: jax.Array
-    cache: Cache  # of B * K rows
+    cache: Caches  # of B * K rows
 
 
 class Finished(NamedTuple):
@@ -94,7 +94,7 @@ def beam_search(
         )
         return choose(state._replace(open=state.open._replace(cache=cache)), logits)
 
-    beginning = Open(ids, scores, _take_rows(cache, jnp.repeat(jnp.arange(B), K)))
+    beginning = Open(ids, scores, take_rows(cache, jnp.repeat(jnp.arange(B), K)))
     begin = State(beginning, finished, jnp.zeros((), int), jnp.zeros(B, bool))
     state = jax.lax.while_loop(
         lambda s: (s.written < N) & ~s.done.all(),
@@ -138,7 +138,7 @@ def _choose(
     ids = jnp.take_along_axis(ids, on[..., None], axis=1)
     ids = jax.lax.dynamic_update_slice(ids, token[..., None], (0, 0, state.written))
     rows = (jnp.arange(B)[:, None] * K + beam).reshape(-1)
-    opened = Open(ids, scores, _take_rows(state.open.cache, rows))
+    opened = Open(ids, scores, take_rows(state.open.cache, rows))
     return State(opened, finished, state.written + 1, done)
 
 
@@ -161,7 +161,3 @@ def _best(state: State, length_penalty: float | jax.Array, special: Special) -> 
     ids = jnp.where(at < lengths, ids, jnp.where(at == lengths, special.eos, special.pad))
     return Answer(ids, final.scores[:, 0])
 
-
-def _take_rows(cache: Cache, rows: jax.Array) -> Cache:
-    """The cache of some rows of a batch, in that order."""
-    return cache._replace(keys=cache.keys[:, rows], values=cache.values[:, rows])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vljax.generate.sampling import Sampling
 from vljax.models import precision
 from vljax.models.sizes import VideoLlamaSize, size_of
 from vljax.models.video_llama import VideoLlama, abstract_parameters
+from vljax.nn.stack import take_apart
 from vljax.store import Tree, WeightsError
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,11 @@ class Engine:
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        self.model = VideoLlama(self.size, self.dtype)
+        self.model = VideoLlama(self.size, self.dtype, apart=True)
+        llama = self.params["llama"]
+        if "0" not in llama["layers"]:
+            llama = {**llama, "layers": take_apart(llama["layers"])}
+            self.params = {**self.params, "llama": llama}
         self.stops = self.tokenizer.stop_ids(self.template.stop)
 
     def senses(self, look: bool = True, listen: bool = True) -> tuple[bool, bool]:
@@ -218,9 +223,20 @@ def load_engine(
     importance = precision.importances(picked, size, formats)
     placed: dict[str, jax.Array] = {}
     for name, array in picked.items():  # one by one, so that no float model is held
-        placed |= jax.device_put(precision.read(name, array, formats, dtype, importance.get(name)))
+        held_as = precision.read(name, array, formats, dtype, importance.get(name))
+        placed |= jax.device_put(dict(_apart(held_as)))
     template = TEMPLATES[manifest["template"]]
     return Engine(size, store.unflatten(placed), tokenizer, template, dtype)
+
+
+def _apart(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """As ``stack.take_apart``, of slash names."""
+    for name, x in arrays.items():
+        lead, found, rest = name.partition("llama/layers/")
+        if not found or lead:
+            yield name, x
+        else:
+            yield from ((f"{found}{i}/{rest}", layer) for i, layer in enumerate(x))
 
 
 def _manifest_of_model(folder: Path) -> dict[str, Any]:

@@ -6,26 +6,32 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vljax.models.sizes import LlamaSize
-from vljax.nn.attention import Attention, Cache, causal_mask
+from vljax.nn.attention import Attention, Cache, Caches, causal_mask
 from vljax.nn.layers import Dense, GatedMLP, RMSNorm, Table, constrain
-from vljax.nn.stack import stack
+from vljax.nn.stack import Apart, stack
 
 LEAD = ("batch", "act_seq")  # of [B, L, ...]
 
 
 class Llama(nn.Module):
-    """Torch: ``llama_model``. Call ``embed``, then the module, then ``logits``."""
+    """Torch: ``llama_model``. Call ``embed``, then the module, then ``logits``.
+
+    ``apart``: layers are not stacked, neither their parameters (``stack.take_apart``) nor caches.
+    """
 
     size: LlamaSize
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    apart: bool = False
 
     def setup(self) -> None:
         s = self.size
         self.tokens = Table(s.vocab, s.width, axes=("vocab", "embed"))
-        self.stack = stack(
-            Block, s.depth, shared=2, remat=self.remat, name="layers", size=s, dtype=self.dtype
-        )
+        fields = {"size": s, "dtype": self.dtype}
+        if self.apart:
+            self.stack = Apart(Block, s.depth, fields, name="layers")
+        else:
+            self.stack = stack(Block, s.depth, shared=2, remat=self.remat, name="layers", **fields)
         self.norm = RMSNorm(s.eps)
         if not s.tied:
             self.head = Dense(s.vocab, ("embed", "vocab"), use_bias=False, dtype=self.dtype)
@@ -40,8 +46,8 @@ class Llama(nn.Module):
         embeddings: jax.Array,
         mask: jax.Array,
         positions: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+        cache: Caches | None = None,
+    ) -> tuple[jax.Array, Caches | None]:
         """embeddings [B, L, D] -> hidden states [B, L, D], normed, and the cache.
 
         Without a cache ``mask`` [B, L] says which positions are not padding, and attention is
@@ -63,15 +69,17 @@ class Llama(nn.Module):
             y = self.head(hidden)
         return constrain(y, (*LEAD, "act_vocab")).astype(jnp.float32)
 
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """A stacked cache [layers, batch, slots, G, K] with nothing in it."""
+    def empty_cache(self, batch: int, slots: int) -> Caches:
+        """A cache of ``slots`` positions a row, with nothing in it."""
         s = self.size
-        shape = (s.depth, batch, slots, s.kv_heads, s.width // s.heads)
-        return Cache(
-            jnp.zeros(shape, self.dtype),
-            jnp.zeros(shape, self.dtype),
-            jnp.zeros(s.depth, jnp.int32),
-        )
+        shape = (batch, s.kv_heads, slots, s.width // s.heads)
+
+        def empty(lead: tuple[int, ...]) -> Cache:
+            x = jnp.zeros((*lead, *shape), self.dtype)
+            x = constrain(x, (*(None for _ in lead), "batch", "act_heads", None, None))
+            return Cache(x, x, jnp.zeros(lead, jnp.int32))
+
+        return tuple(empty(()) for _ in range(s.depth)) if self.apart else empty((s.depth,))
 
 
 class Block(nn.Module):

@@ -35,11 +35,38 @@ def attending(kernel: str) -> Iterator[None]:
 
 
 class Cache(NamedTuple):
-    """Keys and values [B, S, G, K] seen so far, and the ``next_slot`` () to write."""
+    """Keys and values [B, G, S, K] seen so far, and the ``next_slot`` () to write.
+
+    Heads come before slots, as the two products over the slots want them; in [B, S, G, K] every
+    step would turn the whole of it around.
+    """
 
     keys: jax.Array
     values: jax.Array
     next_slot: jax.Array
+
+
+Caches = Cache | tuple[Cache, ...]  # of all layers: stacked, with layers as first axis, or apart
+
+
+def slots(cache: Caches) -> int:
+    """How many positions a row has room for."""
+    return (cache if isinstance(cache, Cache) else cache[0]).keys.shape[-2]
+
+
+def next_slot(cache: Caches) -> jax.Array:
+    """() of the slot that is written next, the same in all layers."""
+    return cache.next_slot[0] if isinstance(cache, Cache) else cache[0].next_slot
+
+
+def take_rows(cache: Caches, rows: jax.Array) -> Caches:
+    """The cache of some rows of a batch, in that order."""
+
+    def take(x: jax.Array) -> jax.Array:
+        return jnp.take(x, rows, axis=x.ndim - 4) if x.ndim >= 4 else x
+
+    taken: Caches = jax.tree.map(take, cache)
+    return taken
 
 
 def causal_mask(valid: jax.Array) -> jax.Array:
@@ -153,9 +180,12 @@ class Attention(nn.Module):
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
         k, v = (constrain(y, (self.lead[0], None, "act_heads", None)) for y in (k, v))
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, cache.next_slot, 1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, cache.next_slot, 1)
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(old, y.swapaxes(1, 2), cache.next_slot, 2)
+                for old, y in ((cache.keys, k), (cache.values, v))
+            )
             cache = Cache(k, v, cache.next_slot + x.shape[1])
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if self.bias_kv:
             k, v = (self._append(y, f"bias_{n}") for y, n in ((k, "k"), (v, "v")))
         drop = nn.Dropout(self.dropout, deterministic=False) if self.dropout and train else None
