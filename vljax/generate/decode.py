@@ -227,7 +227,7 @@ def _emit(
     step: Step, logits: jax.Array, sampling: Sampling, stops: Stops, special: Special
 ) -> Step:
     """Chooses a token of each row by logits [B, V]."""
-    key, now = jax.random.split(step.key)
+    key, now = jax.random.split(step.key) if sampling.temperature else (step.key, step.key)
     if sampling.repetition_penalty != 1:
         said = already_said(step.ids, step.written, logits.shape[-1], special.bos)
         logits = penalised(logits, said, sampling.repetition_penalty)

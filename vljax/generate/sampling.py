@@ -37,8 +37,18 @@ class Sampling:
 def choose(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     """logits [B, V] -> ids [B]."""
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        return likeliest(logits)
     return jax.random.categorical(key, filtered(logits, sampling))
+
+
+def likeliest(logits: jax.Array) -> jax.Array:
+    """Logits [..., V] -> ids [...], of equals the first: argmax, as two plain reductions.
+
+    XLA:CPU takes a tenth of a millisecond a row for one of pairs.
+    """
+    V = logits.shape[-1]
+    best = logits == logits.max(-1, keepdims=True)
+    return jnp.where(best, jnp.arange(V), V - 1).min(-1)
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:

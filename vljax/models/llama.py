@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vljax.models.sizes import LlamaSize
-from vljax.nn.attention import Attention, Cache, Caches, causal_mask
+from vljax.nn.attention import Attention, Cache, Caches, Rotary, causal_mask, rotary
 from vljax.nn.layers import Dense, GatedMLP, RMSNorm, Table, constrain
 from vljax.nn.stack import Apart, stack
 
@@ -58,7 +58,8 @@ class Llama(nn.Module):
         if cache is None:
             mask = causal_mask(mask)
         x = constrain(embeddings, (*LEAD, "act_embed"))
-        x, cache = self.stack(x, cache, mask, positions)
+        turn = rotary(positions, self.size.width // self.size.heads, self.size.rope_base)
+        x, cache = self.stack(x, cache, mask, turn)
         return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -72,14 +73,17 @@ class Llama(nn.Module):
     def empty_cache(self, batch: int, slots: int) -> Caches:
         """A cache of ``slots`` positions a row, with nothing in it."""
         s = self.size
-        shape = (batch, s.kv_heads, slots, s.width // s.heads)
+        head_dim = s.width // s.heads
 
-        def empty(lead: tuple[int, ...]) -> Cache:
-            x = jnp.zeros((*lead, *shape), self.dtype)
-            x = constrain(x, (*(None for _ in lead), "batch", "act_heads", None, None))
-            return Cache(x, x, jnp.zeros(lead, jnp.int32))
+        def zeros(*shape: int) -> jax.Array:
+            x = jnp.zeros((*shape[:-2], batch, s.kv_heads, *shape[-2:]), self.dtype)
+            return constrain(x, (*[None] * (x.ndim - 4), "batch", "act_heads", None, None))
 
-        return tuple(empty(()) for _ in range(s.depth)) if self.apart else empty((s.depth,))
+        def empty(*lead: int) -> Cache:
+            at = jnp.zeros(lead, jnp.int32)
+            return Cache(zeros(*lead, head_dim, slots), zeros(*lead, slots, head_dim), at)
+
+        return tuple(empty() for _ in range(s.depth)) if self.apart else empty(s.depth)
 
 
 class Block(nn.Module):
@@ -90,7 +94,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, mask: jax.Array, positions: jax.Array
+        self, x: jax.Array, cache: Cache | None, mask: jax.Array, turn: Rotary
     ) -> tuple[jax.Array, Cache | None]:
         s = self.size
         x = checkpoint_name(x, "layer_in")
@@ -99,13 +103,12 @@ class Block(nn.Module):
             s.width,
             s.kv_heads,
             biases="",
-            rope_base=s.rope_base,
             dtype=self.dtype,
             lead=LEAD,
             name="attention",
         )
         h = RMSNorm(s.eps, name="attention_norm")(x)
-        y, cache = attention(h, mask=mask, positions=positions, cache=cache)
+        y, cache = attention(h, mask=mask, turn=turn, cache=cache)
         x = x + y
         h = RMSNorm(s.eps, name="mlp_norm")(x)
         x = x + GatedMLP(s.mlp, dtype=self.dtype, lead=LEAD, name="mlp")(h)
