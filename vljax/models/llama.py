@@ -1,5 +1,7 @@
 """LLaMA: RMSNorm, rotary positions, SwiGLU; works on embeddings, so that media can be spliced."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,11 +29,12 @@ class Llama(nn.Module):
     def setup(self) -> None:
         s = self.size
         self.tokens = Table(s.vocab, s.width, axes=("vocab", "embed"))
-        fields = {"size": s, "dtype": self.dtype}
-        if self.apart:
-            self.stack = Apart(Block, s.depth, fields, name="layers")
-        else:
-            self.stack = stack(Block, s.depth, shared=2, remat=self.remat, name="layers", **fields)
+        fields: dict[str, Any] = {"size": s, "dtype": self.dtype}
+        self.stack: nn.Module = (
+            Apart(Block, s.depth, fields, name="layers")
+            if self.apart
+            else stack(Block, s.depth, shared=2, remat=self.remat, name="layers", **fields)
+        )
         self.norm = RMSNorm(s.eps)
         if not s.tied:
             self.head = Dense(s.vocab, ("embed", "vocab"), use_bias=False, dtype=self.dtype)

@@ -182,8 +182,8 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """x [B, L, D] attends to source [B, S, E] (default x); returns [B, L, D] and the cache.
 
-        ``turn`` is of rotary positions, if there are any. With a cache, this call's keys and values are written at ``cache.next_slot`` and ``mask`` is
-        over all of the cache's slots.
+        ``turn`` is of rotary positions, if there are any. With a cache, this call's keys and values
+        are written at ``cache.next_slot`` and ``mask`` is over all of the cache's slots.
         """
         source = x if source is None else source
         head_dim = self.width // self.heads
