@@ -28,6 +28,12 @@ DATA = [
     "tensorboardX>=2.6",
 ]
 BEAM = ["apache-beam>=2.77"]  # to prepare data sets on an engine
+SERVE = [
+    "starlette>=1.0",
+    "uvicorn>=0.40",
+    "python-multipart>=0.0.20",
+    "prometheus_client>=0.23",
+]
 CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 # What `vljax bench data` compares with.
@@ -39,6 +45,8 @@ DEV = [
     "mypy>=1.18",
     "chex>=0.1.92",
     "librosa>=0.11",
+    "openai>=2",  # its client, which the server is tested with
+    "selenium>=4.30",  # drives a browser on its page, where there is one
 ]
 SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests
 
@@ -51,15 +59,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vljax", "vljax.*"]),
-    package_data={"vljax": ["py.typed", "weights/tiny/**/*", "samples/*"]},
+    package_data={"vljax": ["py.typed", "weights/tiny/**/*", "samples/*", "serve/page/*"]},
     install_requires=BASE,
     extras_require={
         "data": DATA,
         "beam": DATA + BEAM,
         "convert": CONVERT,
+        "serve": SERVE,
         "parity": PARITY,
         "bench": BENCH,
-        "dev": DATA + CONVERT + DEV + SCHEMAS,
+        "dev": DATA + CONVERT + SERVE + DEV + SCHEMAS,
         "plan-tpu": ["libtpu>=0.0.42"],  # the TPUs' compiler, for machines that are not here
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],

@@ -73,7 +73,7 @@ class Engine:
     placement: Placement | None = None
 
     def __post_init__(self) -> None:
-        self._soft_prompts: OrderedDict[bytes, jax.Array] = OrderedDict()  # by recency
+        self._soft_prompts: OrderedDict[bytes, np.ndarray] = OrderedDict()  # by recency
         self.model = VideoLlama(self.size, self.dtype, apart=True)
         llama = self.params["llama"]
         if "0" not in llama["layers"]:
@@ -109,7 +109,7 @@ class Engine:
         """One answer a request; requests with the same kinds of media share a batch."""
         groups: dict[tuple[bool, bool], list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault(_kind(request.media), []).append(i)
+            groups.setdefault(kind(request.media), []).append(i)
         answers = [""] * len(requests)
         for indices in groups.values():
             for start in range(0, len(indices), SIZES[-1]):
@@ -163,7 +163,7 @@ class Engine:
 
         Those of the last ``KEPT`` media are kept, by what the towers would be given.
         """
-        kinds = {_kind(m) for m in media}
+        kinds = {kind(m) for m in media}
         assert len(kinds) == 1, "a batch has media of one kind"
         given = {m.digest(): m for m in media if m is not None}
         if not given or kinds == {(False, False)}:
@@ -174,12 +174,12 @@ class Engine:
         keys = [m.digest() for m in media if m is not None]
         for key in keys:
             self._soft_prompts.move_to_end(key)
-        made = jnp.stack([self._soft_prompts[key] for key in keys])
+        made = np.stack([self._soft_prompts[key] for key in keys])
         while len(self._soft_prompts) > KEPT:
             self._soft_prompts.popitem(last=False)
-        return made
+        return jnp.asarray(made)
 
-    def _encode(self, media: Sequence[Media]) -> jax.Array:
+    def _encode(self, media: Sequence[Media]) -> np.ndarray:
         """[B, M, D] of media of one kind, B filled up to a static size."""
         filled = [*media, *[media[-1]] * (fit(len(media), SIZES) - len(media))]
         parts = []
@@ -190,7 +190,8 @@ class Engine:
             if media[0].frames is not None:
                 frames, valid = _pad_frames([m.frames for m in filled if m.frames is not None])
                 parts.append(decode.encode_frames(self.model, self.params, frames, valid))
-        return jnp.concatenate(parts, axis=1)[: len(media)]
+        # On the host: on a device, each number of media would be a program of its own.
+        return np.concatenate([np.asarray(p) for p in parts], axis=1)[: len(media)]
 
     def _answer_batch(
         self, requests: Sequence[Request], sampling: Sampling, seed: int
@@ -320,7 +321,7 @@ def _manifest_of_model(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _kind(media: Media | None) -> tuple[bool, bool]:
+def kind(media: Media | None) -> tuple[bool, bool]:
     if media is None:
         return False, False
     return media.frames is not None, media.mel is not None

@@ -46,7 +46,7 @@ class Server:
         self.name, self.limits, self.started = name, limits, int(time.time())
         self.senses = engine.senses()
         self.metrics = Metrics()
-        self.runner = runner or EngineRunner(engine)
+        self.runner = runner or EngineRunner(engine, limits.batch)
         self.files = Files(engine.size, limits, self.metrics)
         self.batcher = Batcher(self.runner, limits, self.metrics.batches.observe)
         self.metrics.watch("vljax_slots_taken", "Questions here", lambda: self.batcher.taken)

@@ -1,4 +1,4 @@
-"""Questions of many clients, answered together: one thread gathers and runs batches."""
+"""Questions of many clients, answered together in one batch that they join and leave."""
 
 import asyncio
 import collections
@@ -7,9 +7,9 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable
 
-from vljax.serve.engine import Ask, Piece, Runner
+from vljax.serve.engine import Ask, Piece, Pieces, Runner
 from vljax.serve.limits import Limits, Refusal
 from vljax.serve.metrics import Metrics
 
@@ -22,16 +22,17 @@ class Job:
     """One question on its way. ``ended``: answered, failed or left by its client."""
 
     ask: Ask
-    alike: Hashable
     put: Put
+    since: float = dataclasses.field(default_factory=time.monotonic)
     ended: bool = False
 
 
 class Batcher:
-    """Takes questions up to ``limits.queue`` at a time, and answers those that are alike together.
+    """Takes questions up to ``limits.queue`` at a time; they join and leave one running batch.
 
-    The oldest question's kind goes first, so none waits forever. Methods may be called from any
-    thread; pieces are put from the batcher's own.
+    Who comes while others are answered waits ``limits.gather`` for company at most, because
+    several prompts are read faster together, and because others stand still meanwhile. Methods may
+    be called from any thread; pieces are put from the batcher's own.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Batcher:
     ):
         self._runner, self._limits, self._batch_of = runner, limits, batch_of
         self._waiting: collections.deque[Job] = collections.deque()
+        self._running: dict[Ask, Job] = {}
         self._taken = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -59,7 +61,7 @@ class Batcher:
 
     def submit(self, ask: Ask, put: Put) -> Job:
         """Raises Refusal where all slots are taken, or the server is being stopped."""
-        job = Job(ask, self._runner.alike(ask), put)
+        job = Job(ask, put)
         with self._changed:
             if self._closed:
                 raise Refusal(503, "the server is being stopped: try again later", "stopping")
@@ -84,7 +86,7 @@ class Batcher:
                 self._waiting.remove(job)
 
     def close(self, seconds: float = 10.0) -> None:
-        """Ends the thread after the batch that runs; questions that wait are refused."""
+        """Ends the thread once what runs is answered; questions that wait are refused."""
         with self._changed:
             self._closed = True
             left, self._waiting = list(self._waiting), collections.deque()
@@ -94,48 +96,56 @@ class Batcher:
         self._thread.join(seconds)
 
     def _serve(self) -> None:
-        while jobs := self._gather():
-            self._batch_of(len(jobs))
+        while self._await_work():
             try:
-                self._run(jobs)
+                self._turn()
             except Exception as error:
-                log.exception("a batch of %d failed", len(jobs))
-                for job in jobs:
+                log.exception("a batch of %d failed", len(self._running))
+                for job in self._running.values():
                     self._finish(job, error)
+                self._running.clear()
+                self._runner.clear()
 
-    def _gather(self) -> list[Job]:
-        """The next batch, once it is full or its first question has waited; [] at the end."""
+    def _await_work(self) -> bool:
+        """Whether there is some, or the end has come."""
         with self._changed:
-            while not self._waiting:
+            while not self._waiting and not self._running:
                 if self._closed:
-                    return []
+                    return False
                 self._changed.wait()
-            until = time.monotonic() + self._limits.gather
-            while len(self._oldest()) < self._limits.batch and not self._closed:
-                left = until - time.monotonic()
-                if left <= 0 or (not self._changed.wait(left) and not self._waiting):
-                    break
-            jobs = self._oldest()
-            for job in jobs:
-                self._waiting.remove(job)
-        return jobs or self._gather()
+        return True
 
-    def _oldest(self) -> list[Job]:
-        alike = [j for j in self._waiting if j.alike == self._waiting[0].alike]
-        return alike[: self._limits.batch]
-
-    def _run(self, jobs: list[Job]) -> None:
-        pieces = self._runner.run([j.ask for j in jobs], lambda row: not jobs[row].ended)
-        for piece in pieces:
-            job = jobs[piece.row]
+    def _turn(self) -> None:
+        """Who has left goes, who waits joins, and everybody is given a token."""
+        for ask in [ask for ask, job in self._running.items() if job.ended]:
+            self._runner.leave(ask)
+            del self._running[ask]
+        pieces: Pieces = []
+        if joining := self._joining():
+            self._running |= {job.ask: job for job in joining}
+            pieces += self._runner.join([job.ask for job in joining])
+        else:
+            pieces += self._runner.advance()
+        if self._running:
+            self._batch_of(len(self._running))
+        for ask, piece in pieces:
+            job = self._running[ask]
             if piece.end:
+                del self._running[ask]
                 self._finish(job, piece)
             elif not job.ended:
                 job.put(piece)
-            if all(j.ended for j in jobs):
-                break  # nobody is left to answer
-        for job in jobs:
-            self._finish(job, RuntimeError("the engine gave no end of this answer"))
+
+    def _joining(self) -> list[Job]:
+        with self._changed:
+            count = min(self._runner.free(), len(self._waiting))
+            if not count:
+                return []
+            full = count == self._runner.free()
+            waited = time.monotonic() - self._waiting[0].since
+            if self._running and not full and waited < self._limits.gather:
+                return []
+            return [self._waiting.popleft() for _ in range(count)]
 
     def _finish(self, job: Job, last: Piece | Exception) -> None:
         with self._changed:

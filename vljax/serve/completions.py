@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator
 
 from starlette.concurrency import run_in_threadpool
@@ -60,7 +61,8 @@ class Completions:
         look, listen = chat.look and self.senses[0], chat.listen and self.senses[1]
         media = together(kept, look, listen)
         asked = generate.Request(chat.question, media, chat.history, chat.system)
-        return Ask(asked, chat.sampling, chat.seed)
+        seed = secrets.randbits(32) if chat.seed is None else chat.seed
+        return Ask(asked, chat.sampling, seed, chat.stream)
 
     async def _kept(self, part: Part) -> Kept:
         if part.file_id:

@@ -12,7 +12,7 @@ class Limits:
       file_bytes: of one file. seconds: of one clip or sound. pixels: of a frame or an image.
       parts: files in one request. text: characters of one request.
       queue: questions that wait or are being answered. batch: answered together.
-      gather: seconds that the first of a batch waits for others.
+      gather: seconds that a question waits for others, while some are answered.
       new_tokens: of one answer.
       decoders: processes. decoding: seconds of one file. decoder_memory: bytes of one process.
       kept_bytes: of decoded media that later questions may be about.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import uvicorn
 
+from vljax.progress import Progress
 from vljax.serve.app import Server
 
 CONNECTIONS = 512
@@ -29,8 +30,8 @@ def serve(server: Server, on: socket.socket, warm: bool, tell: Callable[[str], N
     """Until SIGTERM or Ctrl-C; then what is being answered is finished."""
     if warm:
         began = time.monotonic()
-        count = server.runner.warm(server.limits.batch)
-        tell(f"{count} programs compiled in {time.monotonic() - began:.0f} s")
+        server.runner.warm(_shown())
+        tell(f"compiled in {time.monotonic() - began:.0f} s")
     host, port = on.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     tell(f"http://{shown}:{port} answers as {server.name}; Ctrl-C ends it")
@@ -38,6 +39,16 @@ def serve(server: Server, on: socket.socket, warm: bool, tell: Callable[[str], N
         uvicorn.Server(config(server)).run([on])
     finally:
         server.close()
+
+
+def _shown() -> Callable[[int, int], None]:
+    line: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        line[:] = line or [Progress("compiling", total)]
+        line[0].show(done)
+
+    return show
 
 
 def config(server: Server) -> uvicorn.Config:
