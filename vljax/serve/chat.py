@@ -87,9 +87,19 @@ def _json(body: bytes) -> dict[str, Any]:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise wrong(f"the body is not JSON ({type(error).__name__}): send an object") from error
+    if _halved(asked):
+        raise wrong("the body holds half of a character (a lone surrogate): send whole ones")
     if not isinstance(asked, dict):
         raise wrong(f"the body is a JSON {type(asked).__name__}, expected an object")
     return asked
+
+
+def _halved(value: Any) -> bool:
+    """Whether a text somewhere in it can't be written as UTF-8."""
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_halved, inner))
 
 
 def _messages(messages: Any, limits: Limits) -> tuple[str, list[tuple[str, str]], list[Part]]:
