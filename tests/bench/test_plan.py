@@ -3,19 +3,27 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vljax.bench.compile import abstract_batch, out_of_memory
+from vljax.bench.compile import abstract_batch, lower_step, out_of_memory
 from vljax.bench.hlo import Collective
-from vljax.bench.plan import Candidate, answer, largest_batch, ranked, table
+from vljax.bench.plan import answer, ranked, table
 from vljax.bench.roofline import axis_rate, bound
+from vljax.bench.search import Candidate, candidate_of, factorised, largest_batch, varied
 from vljax.bench.topology import describe
+from vljax.bench.train import RATES, Case
 from vljax.cli.main import main
 from vljax.models.sizes import TINY
 from vljax.sharding.chips import CHIPS, chip_of
+from vljax.sharding.mesh import make_mesh
+from vljax.sharding.placement import Placement
+from vljax.sharding.strategy import strategy
 from vljax.train.objectives import make_objective
-from vljax.train.step import Problem
+from vljax.train.optimizer import make_optimizer
+from vljax.train.step import Problem, abstract_arguments
 
 SMALL = Candidate("cpu:8", "fsdp", 1, 1, 32)
 
@@ -26,7 +34,10 @@ def test_a_row_of_a_strategy_that_fits_and_one_that_does_not(tmp_path, capsys):
     argv = ["--config=configs/vision_pretrain.py:size=tiny", "--topology=cpu:8"]
     argv += ["--strategy=dp,tp", "--batch-per-device=1", "--frames=1", "--seq=32"]
     argv += [f"--cache={tmp_path / 'cache'}", f"--json={out}"]
-    assert main(["plan", *argv]) == 0
+    charts = [f"--html={tmp_path / 'plan.html'}", f"--png={tmp_path / 'charts'}"]
+    assert main(["plan", *argv, *charts]) == 0
+    assert "Use dp on cpu:8" in (tmp_path / "plan.html").read_text()
+    assert len(list((tmp_path / "charts").glob("*.png"))) == 4
     fits, refused = json.loads(out.read_text())
     assert (fits["strategy"], fits["fits"], fits["mesh"]) == ("dp", True, {"data": 8})
     assert fits["hbm_gib"]["arguments"] == pytest.approx(sum(fits["parts_gib"].values()), rel=0.01)
@@ -44,6 +55,48 @@ def test_a_row_of_a_strategy_that_fits_and_one_that_does_not(tmp_path, capsys):
     assert json.loads(out.read_text())[0]["compile_s"] > 90
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp", "fsdp_tp"])
+@pytest.mark.parametrize(("size", "layers"), [("tiny", 0), ("7b", 4)])
+def test_planned_bytes_are_those_of_placed_arrays(name, size, layers):
+    """Of frozen and trainable weights, moments and batch: to the byte, on the first device."""
+    dtype = jnp.float32 if size == "tiny" else jnp.bfloat16
+    model = Case(size, layers).model
+    problem = Problem(model, make_objective("vision"), (r"video_proj/", r"video_qformer/"), dtype)
+    topology, how = describe("cpu:8"), strategy(name)
+    batch = abstract_batch(problem, 8, 2, 32)
+    parts = lower_step(problem, RATES, how, topology, batch).parts
+    placement = Placement(how, make_mesh(how, topology.devices))
+    wanted = abstract_arguments(problem, make_optimizer(RATES, 9), placement, batch)
+    state, frozen, placed = zeros(wanted)
+    trees = {"frozen": frozen, "trainable": state.params, "optimizer": state.opt_state}
+    trees["batch"] = placed
+    assert parts == {part: bytes_on(jax.devices()[0], tree) for part, tree in trees.items()}
+    whole = sum(x.nbytes for x in jax.tree.leaves(frozen))
+    assert whole / 8 <= parts["frozen"] < whole / 4
+
+
+def zeros(wanted):
+    where = jax.tree.map(lambda x: x.sharding, wanted)
+    made = jax.jit(
+        lambda: jax.tree.map(
+            lambda x: (
+                jax.random.key(0)
+                if jnp.issubdtype(x.dtype, jax.dtypes.extended)
+                else jnp.zeros(x.shape, x.dtype)
+            ),
+            wanted,
+        ),
+        out_shardings=where,
+    )
+    return made()
+
+
+def bytes_on(device, tree):
+    shards = (s for x in jax.tree.leaves(tree) for s in x.addressable_shards)
+    return sum(s.data.nbytes for s in shards if s.device == device)
+
+
 def given(strategy, seconds, fits=True, high=0.0):
     terms = {"compute": seconds, "hbm": 0.0, "ici": seconds / 2, "dcn": 0.0}
     return {
@@ -51,10 +104,16 @@ def given(strategy, seconds, fits=True, high=0.0):
         "strategy": strategy,
         "mesh": {"data": 16},
         "batch_per_device": 4,
+        "variant": "",
         "fits": fits,
         "reason": "" if fits else "needs 20 GiB of 16 GiB",
         "bound_s": terms | {"low": seconds, "high": high or seconds * 1.5},
-        "at_best": {"clips_per_s": 64 / seconds},
+        "at_best": {
+            "clips_per_s": 64 / seconds,
+            "tokens_per_s_per_device": 2048 / seconds,
+            "mfu": 0.5,
+            "chip_hours": 100 * seconds,
+        },
     }
 
 
@@ -63,7 +122,7 @@ def test_the_fastest_that_fits_comes_first_and_refused_rows_keep_their_reason():
     assert [r["strategy"] for r in rows] == ["fsdp", "tp", "dp"]
     assert answer(rows) == (
         "Use fsdp on v5e:4x4, 4 clips a device: at least 1 s a step, limited by compute. Next "
-        "best: tp on v5e:4x4, 100% slower at best, limited by compute."
+        "best: tp on v5e:4x4, 100% slower at best, because of compute."
     )
     assert "no: needs 20 GiB of 16 GiB" in table(rows)
     assert answer(rows[2:]).startswith("Nothing fits.")
@@ -130,12 +189,58 @@ def test_a_bound_is_from_its_longest_term_to_their_sum():
     assert limits.network == pytest.approx(1e-8)
     assert limits.low == 1.0
     assert limits.high == pytest.approx(1.35)
+    more = bound(topology, mesh_of(16, 16), 1.97e14, 8.1e11 / 4, found, compiled=1.97e14 * 1.5)
+    assert (more.low, more.high) == (1.0, pytest.approx(1.85))
 
 
-@pytest.mark.parametrize("name", ["v5e-16", "v5e:4y4", "h1000:8", "v5e:"])
-def test_names_that_are_no_topology_are_told(name):
-    with pytest.raises(ValueError, match=r"expected CHIP:SHAPE such as v5e:4x4"):
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("v5e-16", "v5e:4x4"),
+        ("v5litepod-256", "v5e:16x16"),
+        ("v5e:4y4", "v5e:4x4"),
+        ("h1000:8", "h100:1x1x8"),
+        ("v5pod:64", "v5p:4x4x4"),
+        ("v5e:", "v5e:1x1"),
+        ("", "v5e:4x4"),
+    ],
+)
+def test_names_that_are_no_topology_are_told_with_what_was_meant(name, meant):
+    with pytest.raises(ValueError, match=rf"expected CHIP:SHAPE such as .*{meant}"):
         describe(name)
+
+
+def test_ties_are_told_by_what_does_not_overlap():
+    best, other = given("fsdp", 1.0, high=1.2), given("tp", 1.0, high=1.8)
+    other["bound_s"]["ici"] = 0.9
+    assert answer(ranked([other, best])).endswith(
+        "Next best: tp on v5e:4x4, 50% slower if nothing overlaps, because of collectives inside "
+        "a slice."
+    )
+
+
+def test_a_search_tries_legal_meshes_then_other_policies_and_int8():
+    problem = Problem(TINY, make_objective("vision"), (r"video_proj/",), remat="full")
+    wanted = [Candidate("cpu:8", name, 1, 1, 32) for name in ("dp", "fsdp_tp")]
+    topology = dataclasses.make_dataclass("T", ["devices", "slices"])(range(8), 1)
+    names = [c.strategy for c in factorised(wanted, problem, topology)]
+    assert names[0] == "dp:data=8"
+    assert "fsdp_tp:fsdp=4:tensor=2" in names
+    assert "fsdp_tp:fsdp=2:tensor=4" in names
+    assert not any("tensor=8" in name for name in names)  # of 4 heads
+    rows = [
+        dataclasses.asdict(c) | {"mesh": {"data": 8}, "batch_per_device": 1, "tokens_per_row": 32}
+        for c in wanted
+    ]
+    assert candidate_of(rows[0]) == wanted[0]
+    tried = {(c.strategy, c.remat, c.quantise) for c in varied(rows, problem)}
+    assert ("dp", "dots", "int8") in tried
+    assert ("dp", "full", "int8") in tried
+    assert ("dp", "full", "") not in tried
+    changed = Candidate("cpu:8", "dp", 1, 1, 32, "dots", "int8")
+    assert changed.variant == "remat dots, int8"
+    assert changed.applied(problem).remat == "dots"
+    assert changed.applied(problem).formats
 
 
 def test_a_chip_is_known_by_the_longest_name():

@@ -5,125 +5,132 @@ A row is a dict that JSON takes. Facts of the compiler (memory, collectives) and
 by the rates of ``sharding.chips``.
 """
 
+import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jax.sharding import Mesh
+import jax
 
-from vljax.bench.compile import Lowered, abstract_batch, compile_step, lower_step
+from vljax.bench.compile import Lowered, Program, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
+from vljax.bench.quick import with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
+from vljax.bench.search import Candidate, Row, largest_batch
 from vljax.bench.topology import Topology, describe
+from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
 
-Row = dict[str, Any]
+P = TypeVar("P", bound=Program)
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A strategy on a topology, with so many clips a device of so many frames and tokens."""
+class Planned:
+    """A run to be planned; ``samples`` are the clips that it trains on in all.
 
-    topology: str
-    strategy: str
-    batch: int
-    frames: int
-    length: int
+    ``quick``: compiles it without its encoders, see ``bench.quick``.
+    """
 
-
-def candidates(
-    topologies: Sequence[str], strategies: Sequence[str], batch: int, frames: int, length: int
-) -> list[Candidate]:
-    """Every strategy on every topology."""
-    return [Candidate(t, s, batch, frames, length) for t in topologies for s in strategies]
+    problem: Problem
+    optimizer: OptimizerConfig
+    samples: int
+    quick: bool = False
 
 
 def plan(
-    problem: Problem,
-    optimizer: OptimizerConfig,
     wanted: Sequence[Candidate],
-    cache: Path,
-    show: Callable[[int, int], None] = lambda done, total: None,
+    compiled: Callable[[Candidate], Row],
     most: int = 0,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """A row each, the fastest that fits first; those that do not fit come last, with the reason.
 
-    Each is compiled in a process of its own, so that its memory can be told; what was compiled
-    before is read from ``cache``, so that a search that was stopped goes on. ``most``: up to how
-    many clips a device the largest batch that fits is looked for, instead of the candidate's own.
+    ``compiled``: ``apart``, with all else that it takes. ``most``: up to how many clips a device
+    the largest batch that fits is looked for, instead of the candidate's own.
     """
     rows = []
     for done, candidate in enumerate(wanted):
         show(done, len(wanted))
-        one = functools.partial(_apart, problem, optimizer, cache=cache)
-        rows.append(largest_batch(one, candidate, most) if most else one(candidate))
+        rows.append(largest_batch(compiled, candidate, most) if most else compiled(candidate))
     show(len(wanted), len(wanted))
     return ranked(rows)
 
 
-def largest_batch(compiled: Callable[[Candidate], Row], candidate: Candidate, most: int) -> Row:
-    """The row of the most clips a device that fit: doubled until too many, then halved between.
-
-    Stops where the next try would differ by less than a quarter. Without any, the row of one clip.
-    """
-    tried: dict[int, Row] = {}
-
-    def fits(batch: int) -> bool:
-        tried[batch] = compiled(dataclasses.replace(candidate, batch=batch))
-        return tried[batch]["fits"]
-
-    low, high = 0, 1
-    while high <= most and fits(high):
-        low, high = high, high * 2
-    while low and high <= most and high - low > max(low // 4, 1):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return tried[max(low, 1)]
-
-
-def _apart(problem: Problem, optimizer: OptimizerConfig, candidate: Candidate, cache: Path) -> Row:
+def apart(make: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
+    """``make(*args, **kwargs)`` in a process of its own, so that its memory can be told."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(row, problem, optimizer, candidate, cache).result()
+        return pool.submit(make, *args, **kwargs).result()
 
 
-def row(problem: Problem, optimizer: OptimizerConfig, candidate: Candidate, cache: Path) -> Row:
-    """What is known of a candidate. One that can't be is a row too, with the reason."""
+def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
+    """What is known of a candidate. One that can't be is a row too, with the reason.
+
+    What was compiled before is read from ``cache``, so that a search that was stopped goes on.
+    """
     topology = describe(candidate.topology)
-    identity = dataclasses.asdict(candidate) | {"backend": topology.backend}
-    rows = candidate.batch * len(topology.devices)
-    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
     try:
-        lowered = lower_step(problem, optimizer, strategy(candidate.strategy), topology, batch)
+        lowered = lower(run, candidate, topology)
     except ValueError as error:
-        return _named(identity) | {"mesh": {}, "fits": False, "reason": str(error)}
-    facts = _cached(lowered, topology, cache)
-    return _named(identity) | facts | _judged(topology, lowered.mesh, facts, rows)
+        return refused(candidate, topology, str(error))
+    try:
+        facts = cached(lowered, topology, cache, compile_step)
+    except jax.errors.JaxRuntimeError as error:
+        told = f"its compiler failed: {str(error).splitlines()[0]}"
+        return refused(candidate, topology, told)
+    if run.quick:
+        facts = completed(run, candidate, lowered, facts)
+    return identity(candidate, topology) | facts | judged(run, topology, lowered, facts)
 
 
-def _named(identity: Mapping[str, Any]) -> Row:
+def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
+    """Raises ValueError for a mesh that the problem does not fit on."""
+    problem, rows = candidate.applied(run.problem), candidate.batch * len(topology.devices)
+    problem = without_encoders(problem) if run.quick else problem
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
+
+
+def completed(run: Planned, candidate: Candidate, lowered: Lowered, facts: Row) -> Row:
+    """The facts of a step without its encoders, with them."""
+    problem, rows = candidate.applied(run.problem), candidate.batch * lowered.mesh.size
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    placement = Placement(strategy(candidate.strategy), lowered.mesh)
+    return with_encoders(facts, problem, placement, batch) | {"quick": True}
+
+
+def refused(candidate: Candidate, topology: Topology, reason: str) -> Row:
+    """The row of a candidate that is not legal, or that nothing could be found out about."""
+    return identity(candidate, topology) | {"mesh": {}, "fits": False, "reason": reason}
+
+
+def identity(candidate: Candidate, topology: Topology) -> Row:
+    """How a row begins: what was asked for."""
+    asked = dataclasses.asdict(candidate)
+    asked |= {"variant": candidate.variant, "backend": topology.backend}
     renamed = {"batch": "batch_per_device", "length": "tokens_per_row"}
-    return {renamed.get(name, name): value for name, value in identity.items()}
+    return {renamed.get(name, name): value for name, value in asked.items()}
 
 
-def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
-    """What the compiler says of a program, from the disk if it has been asked before."""
-    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
-    told = "\n".join([topology.name, *versions, lowered.text])
+def cached(
+    lowered: P, topology: Topology, cache: Path, compiled: Callable[[P, Topology], Row]
+) -> Row:
+    """What ``compiled`` says of a program, from the disk if it has been asked before."""
+    told = "\n".join([topology.name, *versions(topology.backend), lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    facts = compile_step(lowered, topology)
+    facts = compiled(lowered, topology)
     cache.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".partial")
     half.write_text(json.dumps(facts))
@@ -131,7 +138,17 @@ def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
     return facts
 
 
-def _judged(topology: Topology, mesh: Mesh, facts: Row, rows: int) -> Row:
+def versions(backend: str) -> list[str]:
+    """Of all that a compiled program depends on, as far as it is installed."""
+    compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-pjrt", "jax-cuda13-pjrt"]}
+    found = []
+    for name in ("jax", "jaxlib", *compilers.get(backend, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(importlib.metadata.version(name))
+    return found
+
+
+def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
     """Whether it fits, and the bounds: by the chip's figures."""
     chip, hbm = topology.chip, facts["hbm_gib"]
     limit = chip.memory / GIB if chip else None
@@ -140,16 +157,19 @@ def _judged(topology: Topology, mesh: Mesh, facts: Row, rows: int) -> Row:
         reason = f"needs {hbm['peak']:.2f} GiB of {limit:.2f} GiB"
     judged: Row = {"fits": not reason, "reason": reason, "hbm_gib": hbm | {"limit": limit}}
     if chip is None or facts["reason"]:
-        return judged | {"bound_s": None}
+        return judged | {"bound_s": None, "at_best": None}
     found = [Collective(**c) for c in facts["collectives"]]
-    # Every argument is read at least once.
-    limits = bound(topology, mesh, facts["flops_per_device"], hbm["arguments"] * GIB, found)
-    return judged | {"bound_s": _seconds(limits), "at_best": _rates(limits, facts, topology, rows)}
+    flops, compiled = facts["flops_per_device"], facts["flops_compiled_per_device"]
+    touched = hbm["arguments"] * GIB  # every argument is read at least once
+    limits = bound(topology, lowered.mesh, flops, touched, found, compiled)
+    best = _rates(limits, facts, topology, lowered.batch, run.samples)
+    return judged | {"bound_s": _seconds(limits), "at_best": best}
 
 
 def _seconds(limits: Bound) -> dict[str, Any]:
     return {
         "compute": limits.compute,
+        "repeated": limits.repeated,
         "hbm": limits.memory,
         "ici": limits.ici,
         "ici_by_axis": limits.axes,
@@ -159,12 +179,18 @@ def _seconds(limits: Bound) -> dict[str, Any]:
     }
 
 
-def _rates(limits: Bound, facts: Row, topology: Topology, rows: int) -> dict[str, float]:
+def _rates(
+    limits: Bound, facts: Row, topology: Topology, batch: Mapping[str, Any], samples: int
+) -> dict[str, float]:
     """What a step of ``limits.low`` seconds would mean: not measured, and never reached."""
     assert topology.chip is not None
+    rows = len(next(iter(batch.values())))
+    tokens = batch["tokens"].size if "tokens" in batch else 0
     return {
         "clips_per_s": rows / limits.low,
+        "tokens_per_s_per_device": tokens / len(topology.devices) / limits.low,
         "mfu": facts["flops_per_device_once"] / topology.chip.flops / limits.low,
+        "chip_hours": samples / rows * limits.low / 3600 * topology.chips,
     }
 
 
@@ -186,58 +212,93 @@ def answer(rows: Sequence[Row]) -> str:
         reasons = "; ".join(f"{r['topology']} {r['strategy']}: {r['reason']}" for r in rows[:3])
         return f"Nothing fits. {reasons}"
     best, *others = fitting
-    text = (
-        f"Use {best['strategy']} on {best['topology']}, {best['batch_per_device']} clips a device"
-    )
-    if best.get("bound_s"):
+    text = f"Use {named(best)}, {best['batch_per_device']} clips a device"
+    if best["bound_s"]:
         text += f": at least {best['bound_s']['low']:.3g} s a step, limited by {limiting(best)}"
-    if others and others[0].get("at_best") and best.get("at_best"):
-        ratio = best["at_best"]["clips_per_s"] / others[0]["at_best"]["clips_per_s"] - 1
-        text += (
-            f". Next best: {others[0]['strategy']} on {others[0]['topology']}, {ratio:.0%} slower "
-            f"at best, limited by {limiting(others[0])}"
-        )
+    if others and others[0]["bound_s"] and best["bound_s"]:
+        text += f". Next best: {named(others[0])}, {slower(others[0], best)}"
     return text + "."
+
+
+def named(row: Row) -> str:
+    """ "fsdp on v5e:4x4 with remat dots"."""
+    variant = f" with {row['variant']}" if row["variant"] else ""
+    return f"{row['strategy']} on {row['topology']}{variant}"
+
+
+def slower(row: Row, best: Row) -> str:
+    """By how much a clip takes longer, and by which term most."""
+
+    def each(row: Row, term: str) -> float:
+        return row["bound_s"][term] / (row["batch_per_device"] * math.prod(row["mesh"].values()))
+
+    for span, words in (("low", "at best"), ("high", "if nothing overlaps")):
+        ratio = each(row, span) / each(best, span) - 1
+        if ratio > 0.005:
+            most = max(TERMS, key=lambda term: each(row, term) - each(best, term))
+            reason = limiting(row) if span == "low" else TERMS[most]
+            return f"{ratio:.0%} slower {words}, because of {reason}"
+    return "as fast"
+
+
+TERMS = {
+    "compute": "compute",
+    "hbm": "reading its arguments",
+    "ici": "collectives inside a slice",
+    "dcn": "the network between slices",
+}
 
 
 def limiting(row: Row) -> str:
     """The longest term of a row's bound, in words."""
-    terms = {
-        "compute": "compute",
-        "hbm": "reading its arguments",
-        "ici": "collectives inside a slice",
-        "dcn": "the network between slices",
-    }
-    return terms[max(terms, key=lambda name: row["bound_s"][name])]
+    return TERMS[max(TERMS, key=lambda name: row["bound_s"][name])]
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown. Times are bounds, not measured."""
-    head = (
-        "| topology | strategy | mesh | clips/device | fits | args / temp / peak GiB (of) "
-        "| compute / ICI / network s | step at least, at most s (not measured) | compiled in |"
+    lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
+    return "\n".join([*lines, *("| " + " | ".join(_cells(r)) + " |" for r in rows)])
+
+
+_HEAD = (
+    "topology",
+    "strategy",
+    "mesh",
+    "clips/device",
+    "fits",
+    "args / temp / peak GiB (of)",
+    "compute / HBM / ICI / network s",
+    "step at least – at most s (not measured)",
+    "clips/s, tokens/s/device, MFU at best",
+    "chip-hours at least",
+    "compiled in, with GiB",
+)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    hbm, limits, best = row.get("hbm_gib"), row.get("bound_s"), row.get("at_best")
+    variant = f" ({row['variant']})" if row["variant"] else ""
+    mesh = " × ".join(f"{a} {n}" for a, n in row["mesh"].items() if n > 1)
+    sizes = [hbm[n] for n in ("arguments", "temporaries", "peak")] if hbm else []
+    memory = " / ".join("–" if x is None else f"{x:.2f}" for x in sizes)
+    if hbm and hbm["limit"]:
+        memory += f" ({hbm['limit']:.1f})"
+    terms = " / ".join(f"{limits[n]:.3f}" for n in TERMS) if limits else ""
+    rates = ""
+    if best:
+        clips, tokens = best["clips_per_s"], best["tokens_per_s_per_device"]
+        rates = f"{clips:.0f}, {tokens:.0f}, {best['mfu']:.0%}"
+    cells = (
+        row["topology"],
+        row["strategy"] + variant,
+        mesh,
+        str(row["batch_per_device"]),
+        "yes" if row["fits"] else f"no: {row['reason']}",
+        memory,
+        terms,
+        f"{limits['low']:.3f} – {limits['high']:.3f}" if limits else "",
+        rates,
+        f"{best['chip_hours']:.0f}" if best else "",
+        f"{row['compile_s']:.0f} s, {row['peak_rss_gib']:.1f}" if "compile_s" in row else "",
     )
-    lines = [head, "|" + "---|" * 9]
-    for r in rows:
-        mesh = " × ".join(f"{a} {n}" for a, n in r["mesh"].items() if n > 1) or "–"
-        hbm, limits = r.get("hbm_gib"), r.get("bound_s")
-        memory = "–"
-        if hbm and hbm["peak"] is not None:
-            limit = f" ({hbm['limit']:.1f})" if hbm["limit"] else ""
-            sizes = (hbm[n] for n in ("arguments", "temporaries", "peak"))
-            memory = " / ".join(f"{x:.2f}" for x in sizes) + limit
-        terms = " / ".join(f"{limits[n]:.3f}" for n in ("compute", "ici", "dcn")) if limits else "–"
-        span = f"{limits['low']:.3f} – {limits['high']:.3f}" if limits else "–"
-        fits = "yes" if r["fits"] else f"no: {r['reason']}"
-        took = f"{r['compile_s']:.0f} s" if "compile_s" in r else "–"
-        cells = (
-            r["topology"],
-            r["strategy"],
-            mesh,
-            str(r["batch_per_device"]),
-            fits,
-            memory,
-            terms,
-        )
-        lines.append("| " + " | ".join((*cells, span, took)) + " |")
-    return "\n".join(lines)
+    return tuple(cell or "–" for cell in cells)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import math
 import os
 import re
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vljax.sharding.chips import CHIPS, Chip
+from vljax.sharding.chips import CHIPS, Chip, chip_of
 
 # libtpu looks for the metadata server of a TPU VM, and locks itself, unless told not to.
 _QUIET = {
@@ -27,7 +28,8 @@ _QUIET = {
 class Topology:
     """``devices`` of a ``chip``; ``backend`` is who compiles for them: tpu, cuda or cpu.
 
-    A plan by the cpu back end stands in where the chip's own compiler is not installed.
+    A plan by the cpu back end stands in where the chip's own compiler is not installed. ``here``:
+    the devices are this machine's own, and can run what was compiled.
     """
 
     name: str
@@ -35,6 +37,12 @@ class Topology:
     backend: str
     slices: int
     devices: tuple[Any, ...] = dataclasses.field(repr=False)
+    here: bool = False
+
+    @property
+    def chips(self) -> int:
+        """Of some TPUs the compiler counts each as two devices."""
+        return len(self.devices) // (CHIPS[self.chip.name].cores if self.chip else 1)
 
 
 def describe(name: str) -> Topology:
@@ -47,8 +55,8 @@ def describe(name: str) -> Topology:
     match = re.fullmatch(r"([a-z0-9_]+):(\d+(?:x\d+)*)(?:\*(\d+))?", name)
     if not match or (match[1] not in CHIPS and match[1] != "cpu"):
         raise ValueError(
-            f"topology: got {name!r}, expected CHIP:SHAPE such as v5e:4x4, v5p:4x4x4, v5e:16x16*2 "
-            f"or h100:1x1x8, with a chip among {', '.join([*CHIPS, 'cpu'])}"
+            f"topology: got {name!r}, expected CHIP:SHAPE such as {near(name)}; chips: "
+            f"{', '.join([*CHIPS, 'cpu'])}; v5e:16x16*2 is two slices"
         )
     chip, shape, slices = CHIPS.get(match[1]), match[2], int(match[3] or 1)
     if chip is None:
@@ -58,6 +66,36 @@ def describe(name: str) -> Topology:
     from vljax.bench.cuda import cuda_devices
 
     return Topology(name, chip, "cuda", slices, cuda_devices(chip, shape))
+
+
+def at_hand() -> Topology:
+    """The devices that JAX finds."""
+    devices = tuple(jax.devices())
+    chip = chip_of(devices[0].device_kind)
+    backend = {"gpu": "cuda"}.get(devices[0].platform, devices[0].platform)
+    slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
+    name = f"{chip.name if chip else backend}:{len(devices)}"
+    return Topology(name, chip, backend, slices, devices, here=True)
+
+
+def near(name: str) -> str:
+    """Topologies that somebody may have meant who wrote ``name``."""
+    chip = re.match(r"(?:[a-z]+\d+[a-z_]*)?", name.lower())[0]  # type: ignore[index]
+    numbers = re.findall(r"\d+", name[len(chip) :])
+    chip = "v5e" if chip.startswith("v5l") else chip
+    known = difflib.get_close_matches(chip, CHIPS, 1, 0.5)
+    if not known:
+        return "v5e:4x4, v5p:4x4x4, h100:1x1x8"
+    count = math.prod(int(n) for n in numbers) or 1
+    shapes = _SHAPES.get(known[0], _HOSTS)
+    closest = sorted(shapes, key=lambda shape: abs(math.log2(math.prod(_ints(shape)) / count)))
+    return ", ".join(f"{known[0]}:{shape}" for shape in closest[:3])
+
+
+_SQUARE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32")
+_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+_HOSTS = ("1x1x1", "1x1x2", "1x1x4", "1x1x8", "1x2x8", "1x4x8", "1x8x8", "1x16x8", "1x32x8")
+_SHAPES = {"v4": _CUBE, "v5p": _CUBE, "v5e": _SQUARE, "v6e": _SQUARE}
 
 
 def cpu_devices(count: int) -> tuple[Any, ...]:
@@ -91,8 +129,8 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> tuple[Any, .
                     "'vljax[plan-tpu]'"
                 ) from error
             raise ValueError(
-                f"topology {name}: {str(error).splitlines()[0]}; TPU {chip.name} does not come in "
-                f"{shape}"
+                f"topology {name}: TPU {chip.name} does not come in {shape}, but in "
+                f"{near(name)} ({str(error).splitlines()[0]})"
             ) from error
     return tuple(described.devices)
 

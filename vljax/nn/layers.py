@@ -40,6 +40,31 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     return x if constraint is None else constraint(x, axes)
 
 
+_by_frame: contextvars.ContextVar[bool] = contextvars.ContextVar("by_frame", default=False)
+
+
+@contextlib.contextmanager
+def by_frame() -> Iterator[None]:
+    """Within this context (around a trace) rows are frames, split over every axis of the mesh."""
+    token = _by_frame.set(True)
+    try:
+        yield
+    finally:
+        _by_frame.reset(token)
+
+
+def gathered(kernel: Any, axes: Axes) -> Any:
+    """A kernel, quantised or not, as products want it: whole along "embed", which FSDP splits.
+
+    Gathered once for all that use it. Of a split kernel XLA makes a ring in each product, and the
+    backward pass of a rematerialised layer has two of them. Where rows are frames it is whole
+    along all axes: there are so many frames that sums over a tensor axis would cost thirty times
+    what its weights do.
+    """
+    whole = tuple(None if axis == "embed" or _by_frame.get() else axis for axis in axes)
+    return jax.tree.map(lambda x: constrain(x, whole), kernel)
+
+
 # Names of an activation's first two axes, [B, L]: whose rows these are, and whether L is split.
 LEAD: Axes = ("batch", None)
 
@@ -72,7 +97,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", normal(self.std, self.axes), (x.shape[-1], self.features))
-        y = multiply(x.astype(self.dtype), kernel)
+        y = multiply(x.astype(self.dtype), gathered(kernel, self.axes))
         if self.use_bias:
             bias = self.param("bias", zeros(self.axes[1:]), (self.features,))
             y = y + bias.astype(self.dtype)

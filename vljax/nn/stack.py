@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vljax.nn.layers import constrain
+from vljax.nn.layers import by_frame, constrain
 from vljax.store import Tree, flatten, unflatten
 
 _policies = jax.checkpoint_policies
@@ -125,7 +125,8 @@ def over_frames(
     def merged(encoder: nn.Module, x: jax.Array) -> jax.Array:
         B, T = x.shape[:2]
         rows = x.reshape(B * T, *x.shape[2:])
-        y = encode(encoder, constrain(rows, ("frames", *[None] * (rows.ndim - 1))))
+        with by_frame():
+            y = encode(encoder, constrain(rows, ("frames", *[None] * (rows.ndim - 1))))
         return constrain(y.reshape(B, T, *y.shape[1:]), ("batch", *[None] * y.ndim))
 
     B, T = x.shape[:2]

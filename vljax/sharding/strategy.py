@@ -55,9 +55,9 @@ class Strategy:
         return _parts(self.name)[0]
 
 
-def _rows(*axes: str) -> Rules:
-    """Examples over the axes, and so the encoders' frames."""
-    return ("batch", axes), ("frames", axes)
+def _rows(*axes: str, frames: tuple[str, ...] = ()) -> Rules:
+    """Examples over the axes; the encoders' frames over them and over ``frames``."""
+    return ("batch", axes), ("frames", (*axes, *frames))
 
 
 _FSDP: Rules = (*_rows("data", "fsdp"), ("embed", "fsdp"))
@@ -72,8 +72,7 @@ _TENSOR: Rules = (
 )
 # Parameters lie over both axes; frames too, since encoders have no sequence worth splitting.
 _SEQUENCE: Rules = (
-    ("batch", ("data", "fsdp")),
-    ("frames", ("data", "fsdp", "seq")),
+    *_rows("data", "fsdp", frames=("seq",)),
     ("embed", ("fsdp", "seq")),
     ("act_seq", "seq"),
     ("act_lookup", "seq"),  # in one go all devices would gather the rows of all
@@ -84,13 +83,19 @@ STRATEGIES = {
     for s in (
         Strategy("dp", (("data", REST),), _rows("data")),
         Strategy("fsdp", (("data", SLICES), ("fsdp", REST)), _FSDP),
-        Strategy("tp", (("data", SLICES), ("tensor", REST)), (*_rows("data"), *_TENSOR)),
+        Strategy(
+            "tp",
+            (("data", SLICES), ("tensor", REST)),
+            (*_TENSOR, *_rows("data", frames=("tensor",))),
+        ),
         Strategy(
             "fsdp_tp",
             (("data", SLICES), ("fsdp", REST), ("tensor", 2)),
-            (*_FSDP, *_TENSOR),
+            (("embed", "fsdp"), *_TENSOR, *_rows("data", "fsdp", frames=("tensor",))),
         ),
-        Strategy("dp_tp", (("data", REST), ("tensor", 2)), (*_rows("data"), *_TENSOR)),
+        Strategy(
+            "dp_tp", (("data", REST), ("tensor", 2)), (*_TENSOR, *_rows("data", frames=("tensor",)))
+        ),
         Strategy("fsdp_sp", (("data", SLICES), ("fsdp", REST), ("seq", 2)), _SEQUENCE),
     )
 }
