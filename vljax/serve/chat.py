@@ -85,9 +85,10 @@ def parse(body: bytes, limits: Limits) -> Chat:
 def _json(body: bytes) -> dict[str, Any]:
     try:
         asked = json.loads(body)
+        halved = _halved(asked)
     except (ValueError, RecursionError) as error:
         raise wrong(f"the body is not JSON ({type(error).__name__}): send an object") from error
-    if _halved(asked):
+    if halved:
         raise wrong("the body holds half of a character (a lone surrogate): send whole ones")
     if not isinstance(asked, dict):
         raise wrong(f"the body is a JSON {type(asked).__name__}, expected an object")
