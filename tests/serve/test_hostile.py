@@ -80,7 +80,11 @@ BROKEN = {  # name: (bytes of a clip -> the file, status, part of the sentence)
     "playlist": (lambda clip: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 422, "a playlist"),
     "list of files": (lambda clip: b"ffconcat version 1.0\nfile /etc/passwd\n", 422, "readable"),
     "sdp": (lambda clip: b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\n", 422, "readable"),
-    "ten hours told": (lambda clip: header_tells(clip, HOURS), 413, "36,000 s, expected at most 60"),
+    "ten hours told": (
+        lambda clip: header_tells(clip, HOURS),
+        413,
+        "36,000 s, expected at most 60",
+    ),
     "ten hours held": (lambda clip: stretched(HOURS), 413, "s, expected at most 60"),
     "png bomb": (lambda clip: huge_png(40_000), 413, "pixels"),
     "large png": (lambda clip: png(3000, 3000), 413, "3000 x 3000 pixels"),

@@ -201,10 +201,10 @@ class Engine:
         prompts = [self.prompt_ids(r, room) for r in padded]
         tokens, mask = self.pad(prompts, fit(max(map(len, prompts)), LENGTHS))
         media, key = self.encode([r.media for r in padded]), jax.random.key(seed)
-        given = tokens, mask, media
+        given: tuple[Any, ...] = tokens, mask, media
         with placed(self.placement):
             if sampling.beams == 1:
-                rest = key, sampling, self.stops, self.tokenizer.special
+                rest: tuple[Any, ...] = key, sampling, self.stops, self.tokenizer.special
                 ids, _ = decode.generate(self.model, self.params, *given, *rest)
             else:
                 ids = beam_search(
