@@ -14,7 +14,7 @@ from vljax.serve.metrics import Metrics
 DRAINED = 256 << 20  # bytes of a refused body that are read, so that its client reads the answer
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' blob:; media-src blob:; connect-src 'self'; form-action 'none'; "
+    "img-src 'self' blob: data:; media-src blob:; connect-src 'self'; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
