@@ -1,4 +1,4 @@
-"""``vljax bench data|train|generate|sharding``: measures speed on the machine at hand."""
+"""``vljax bench data|train|generate|sharding|serve``: measures speed on the machine at hand."""
 
 import argparse
 import contextlib
@@ -259,9 +259,38 @@ def measured(run: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     return bench.everything(run, names, shape, args.devices, show)
 
 
+def serve(argv: Sequence[str]) -> int:
+    """A server under load, against one request at a time."""
+    parser = argparse.ArgumentParser(
+        prog="vljax bench serve",
+        description="Starts a server and asks it about clips that it has not seen: one client "
+        "after its own answer, then many at once; then many of a server without batches.",
+    )
+    add = parser.add_argument
+    add("--model", default="tiny", help='"tiny" or a folder of weights')
+    add("--clients", type=int, default=16, help="at once (16)")
+    add("--seconds", type=float, default=60, help="of the many (60)")
+    add("--alone", type=float, default=30, help="seconds of one, and of those without batches (30)")
+    add("--batch", type=int, default=16, help="most questions answered together (16)")
+    add("--json", action="store_true")
+    args = parser.parse_args(argv)
+    for name in ("clients", "seconds", "alone", "batch"):
+        if getattr(args, name) <= 0:
+            parser.error(f"--{name}: got {getattr(args, name)}, expected more than 0")
+    from vljax.bench.serve import measure, table
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    loads = measure(args.model, args.clients, args.seconds, args.alone, args.batch, tell)
+    print(json.dumps([load.row() for load in loads]) if args.json else table(loads))
+    return 1 if any(load.row()["lost"] for load in loads) else 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "data": data,
     "train": train,
     "generate": generate,
     "sharding": sharding,
+    "serve": serve,
 }

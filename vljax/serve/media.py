@@ -64,7 +64,7 @@ class Files:
         )
         self.limits, self._metrics = limits, metrics
         self._decoders = Decoders(limits.decoders, limits.decoding, limits.decoder_memory)
-        self._room = asyncio.Semaphore(4 * limits.decoders)
+        self._room = asyncio.Semaphore(limits.queue)
         self._kept: collections.OrderedDict[str, Kept] = collections.OrderedDict()
         self._lock = threading.Lock()
 

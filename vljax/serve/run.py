@@ -34,11 +34,23 @@ def serve(server: Server, on: socket.socket, warm: bool, tell: Callable[[str], N
         tell(f"compiled in {time.monotonic() - began:.0f} s")
     host, port = on.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    tell(f"http://{shown}:{port} answers as {server.name}; Ctrl-C ends it")
+    ready = f"http://{shown}:{port} answers as {server.name}; Ctrl-C ends it"
     try:
-        uvicorn.Server(config(server)).run([on])
+        _Host(config(server), lambda: tell(ready)).run([on])
     finally:
         server.close()
+
+
+class _Host(uvicorn.Server):
+    """Says when it can be reached."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
 
 def _shown() -> Callable[[int, int], None]:
