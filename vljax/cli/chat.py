@@ -19,6 +19,9 @@ def main(argv: Sequence[str]) -> None:
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.max_new_tokens)
     clip = args.clip or SAMPLE
     shown = Path(f"{clip.name}-shown.png")
+    if args.print_prompt and len(args.ask) == 1:  # later ones hold answers
+        print_prompt(args, clip)
+        return
     if args.show and shown.exists():
         raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
     told = functools.partial(print, file=sys.stderr)
@@ -36,6 +39,9 @@ def main(argv: Sequence[str]) -> None:
         draw(media, shown)
         print(f"frames and sound as the model gets them: {shown}", file=sys.stderr)
     conversation = Conversation(model.engine, media, sampling)
+    if args.print_prompt:
+        print_prompts(conversation, args)
+        return
     if args.ask:
         answers = [timed(conversation, question) for question in args.ask]
         if args.json:
@@ -67,14 +73,43 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--show", action="store_true", help="draw what the model gets as CLIP-shown.png, here"
     )
+    parser.add_argument(
+        "--print-prompt", action="store_true", help="the prompt and its ids, in an answer's place"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--top-k", type=int, default=50)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     args = parser.parse_args(argv)
-    if args.json and not args.ask:
-        parser.error("--json needs --ask")
+    for flag in ("json", "print_prompt"):
+        if getattr(args, flag) and not args.ask:
+            parser.error(f"--{flag.replace('_', '-')} needs --ask")
     return args
+
+
+def print_prompt(args: argparse.Namespace, clip: Path) -> None:
+    """The only question's prompt, for which no weights are read."""
+    from vljax.generate.chat import folder_of
+    from vljax.generate.engine import Request
+    from vljax.generate.media import read_media
+    from vljax.generate.prompts import Prompter, show_prompt
+
+    prompter = Prompter(folder_of(args.model))
+    senses = prompter.senses(not args.no_video, not args.no_audio)
+    request = Request(args.ask[0], read_media(clip, prompter.size, *senses))
+    print(show_prompt(prompter, request, args.max_new_tokens))
+
+
+def print_prompts(conversation: Any, args: argparse.Namespace) -> None:
+    """Those of several questions: all but the first hold answers, which are generated."""
+    from vljax.generate.engine import Request
+    from vljax.generate.prompts import show_prompt
+
+    for i, question in enumerate(args.ask):
+        request = Request(question, conversation.media, conversation.history)
+        print(show_prompt(conversation.engine, request, args.max_new_tokens))
+        if i + 1 < len(args.ask):
+            conversation.ask(question)
 
 
 def timed(conversation: Any, question: str) -> dict[str, Any]:

@@ -86,5 +86,9 @@ def load(
 
     Raises WeightsError for a folder that holds none.
     """
-    folder = TINY_WEIGHTS if str(name) == "tiny" else Path(name)
-    return Model(load_engine(folder, dtype, quantise, quantise_vit, tell), str(name))
+    return Model(load_engine(folder_of(name), dtype, quantise, quantise_vit, tell), str(name))
+
+
+def folder_of(name: str | Path) -> Path:
+    """Where the weights lie that go by ``name``."""
+    return TINY_WEIGHTS if str(name) == "tiny" else Path(name)

@@ -203,7 +203,7 @@ def load_engine(
     """
     folder = Path(folder)
     formats = precision.formats(quantise, quantise_vit)
-    manifest = _manifest_of_model(folder)
+    manifest = manifest_of_model(folder)
     size = size_of(manifest)
     tokenizer = Tokenizer(folder, size.llama.vocab)
     dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
@@ -223,7 +223,7 @@ def load_engine(
     return Engine(size, store.unflatten(placed), tokenizer, template, dtype)
 
 
-def _manifest_of_model(folder: Path) -> dict[str, Any]:
+def manifest_of_model(folder: Path) -> dict[str, Any]:
     """Raises WeightsError where the folder's weights can't answer by themselves."""
     manifest = store.read_manifest(folder)
     if "template" not in manifest:
