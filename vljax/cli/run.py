@@ -108,9 +108,9 @@ def print_prompts(rows: "Rows", args: argparse.Namespace) -> int:
     """The prompt of each row; weights are not read."""
     from vljax.data.quarantine import BAD, reason
     from vljax.generate.batch import limited
-    from vljax.generate.chat import folder_of
+    from vljax.generate.media import read_pair
     from vljax.generate.prompts import Prompter, show_prompt
-    from vljax.generate.rows import BadRow, read_row_media
+    from vljax.generate.rows import BadRow
 
     prompter, failed = Prompter(folder_of(args.model)), 0
     for row in limited(rows, prompter):
@@ -118,7 +118,7 @@ def print_prompts(rows: "Rows", args: argparse.Namespace) -> int:
         try:
             if isinstance(row, BadRow):
                 raise ValueError(row.error)
-            request = row.request(read_row_media(row.look, row.listen, prompter.size))
+            request = row.request(read_pair(row.look, row.listen, prompter.size))
             print(show_prompt(prompter, request, row.sampling.max_new_tokens))
         except BAD as error:
             failed += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from vljax.data.decode_worker import Decoders
 from vljax.data.quarantine import BAD, reason
 from vljax.generate.engine import Engine, Request
+from vljax.generate.media import read_pair
 from vljax.generate.rows import (
     Answer,
     BadRow,
@@ -15,7 +16,6 @@ from vljax.generate.rows import (
     as_lines,
     key,
     read_answers,
-    read_row_media,
     read_shards,
     settle,
     shard_path,
@@ -135,7 +135,7 @@ def _read_ahead(
 
     def begin(part: Rows) -> dict[Files, Future]:
         wanted = dict.fromkeys((row.look, row.listen) for row in part if isinstance(row, Row))
-        return {w: decoders.submit(read_row_media, *w, engine.size) for w in wanted if any(w)}
+        return {w: decoders.submit(read_pair, *w, engine.size) for w in wanted if any(w)}
 
     ahead = begin(parts[0]) if parts else {}
     for i, part in enumerate(parts):

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vljax.generate.engine import Request
-from vljax.generate.media import Media, read_media
+from vljax.generate.media import Media
 from vljax.generate.sampling import Sampling
-from vljax.models.sizes import VideoLlamaSize
 from vljax.store import write_whole
 
 PICTURES = ("media", "video", "image")
@@ -80,7 +79,7 @@ def read_requests(path: Path, root: Path, sampling: Sampling = Sampling()) -> Re
             if first := lines.get(key(given)):
                 raise RowError(f"id: {given!r} is line {first}'s already; give each row its own")
             name = given
-            rows.append(_row(name, fields, root, sampling))
+            rows.append(parse_row(name, fields, root, sampling))
             unread.update(fields.keys() - set(FIELDS))
         except ValueError as error:
             rows.append(BadRow(name, f"line {number}: {error}"))
@@ -110,7 +109,10 @@ def _id(fields: Mapping[str, Any]) -> str | int:
     return id
 
 
-def _row(id: str | int, fields: Mapping[str, Any], root: Path, sampling: Sampling) -> Row:
+def parse_row(
+    id: str | int, fields: Mapping[str, Any], root: Path, sampling: Sampling = Sampling()
+) -> Row:
+    """One question of a line's fields. Raises RowError, and ValueError for its sampling."""
     look, listen = _files(fields, root)
     question, history = _words(fields)
     return Row(id, question, look, listen, history, *_sampling(fields, sampling))
@@ -189,18 +191,6 @@ def _sampling(fields: Mapping[str, Any], default: Sampling) -> tuple[Sampling, i
     seed = given.get("seed", 0)
     rest = {name: value for name, value in given.items() if name != "seed"}
     return dataclasses.replace(default, **rest), seed
-
-
-def read_row_media(look: Path | None, listen: Path | None, size: VideoLlamaSize) -> Media | None:
-    """One file's picture and another's sound, or one file's both. Raises MediaError."""
-    if look is None and listen is None:
-        return None
-    if look is None or listen is None or look == listen:
-        path = look or listen
-        assert path is not None
-        return read_media(path, size, look is not None, listen is not None)
-    sound = read_media(listen, size, False, True)
-    return dataclasses.replace(read_media(look, size, True, False), mel=sound.mel)
 
 
 def read_answers(path: Path) -> dict[str, Answer]:
