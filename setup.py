@@ -28,7 +28,8 @@ DATA = [
     "tensorboardX>=2.6",
 ]
 BEAM = ["apache-beam>=2.77"]  # to prepare data sets on an engine
-CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
+# tokenizer.json files, GGUF files, and where all such files are
+CONVERT = ["tokenizers>=0.22", "gguf>=0.17", "huggingface_hub>=1.0"]
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 # What `vljax bench data` compares with.
 BENCH = ["torch==2.13.0", "torchaudio>=2.11", "decord==0.6.0"]

@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from vljax.generate.chat import Model
     from vljax.generate.sampling import Sampling
 
+MODEL_HELP = '"tiny", a folder of weights or of published files, or a hub\'s "user/repository"'
+LLM_HELP = "whose the language model among published files is: vicuna, llama2 or smollm2_135m"
+
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
+    parser.add_argument("--model", default="tiny", help=MODEL_HELP)
+    parser.add_argument("--llm", default="vicuna", help=LLM_HELP)
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), help="to compute in; else as the folder says"
     )
@@ -25,11 +29,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def load_model(args: argparse.Namespace) -> "Model":
     """As the flags say; the line about memory goes to stderr."""
-    import vljax
+    from vljax.obtain import load
 
-    wanted = {"quantise": args.quantise, "quantise_vit": args.quantise_vit}
-    told = functools.partial(print, file=sys.stderr)
-    return vljax.load(args.model, args.dtype, **wanted, tell=told)
+    wanted = {"quantise": args.quantise, "quantise_vit": args.quantise_vit, "llm": args.llm}
+    return load(args.model, args.dtype, **wanted, tell=functools.partial(print, file=sys.stderr))
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vljax.cli.asking import LLM_HELP, MODEL_HELP
+
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
-    from vljax.generate.chat import SAMPLE, Conversation, load
+    from vljax.generate.chat import SAMPLE, Conversation
     from vljax.generate.media import draw, read_media
     from vljax.generate.sampling import Sampling
+    from vljax.obtain import load
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.max_new_tokens)
     clip = args.clip or SAMPLE
@@ -25,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     if args.show and shown.exists():
         raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
     told = functools.partial(print, file=sys.stderr)
-    wanted = {"quantise": args.quantise, "quantise_vit": args.quantise_vit}
+    wanted = {"quantise": args.quantise, "quantise_vit": args.quantise_vit, "llm": args.llm}
     model = load(args.model, args.dtype, **wanted, tell=told)
     senses = model.engine.senses(not args.no_video, not args.no_audio)
     media = read_media(clip, model.engine.size, *senses)
@@ -57,7 +60,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vljax chat", description=__doc__)
     parser.add_argument("clip", nargs="?", type=Path, help="a clip or an image; else a sample clip")
     parser.add_argument("--ask", action="append", metavar="Q", help="a question; may be repeated")
-    parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
+    parser.add_argument("--model", default="tiny", help=MODEL_HELP)
+    parser.add_argument("--llm", default="vicuna", help=LLM_HELP)
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), help="to compute in; else as the folder says"
     )
@@ -89,12 +93,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def print_prompt(args: argparse.Namespace, clip: Path) -> None:
     """The only question's prompt, for which no weights are read."""
-    from vljax.generate.chat import folder_of
     from vljax.generate.engine import Request
     from vljax.generate.media import read_media
     from vljax.generate.prompts import Prompter, show_prompt
+    from vljax.obtain import obtain
 
-    prompter = Prompter(folder_of(args.model))
+    prompter = Prompter(obtain(args.model, args.llm))
     senses = prompter.senses(not args.no_video, not args.no_audio)
     request = Request(args.ask[0], read_media(clip, prompter.size, *senses))
     print(show_prompt(prompter, request, args.max_new_tokens))

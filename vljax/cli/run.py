@@ -111,8 +111,9 @@ def print_prompts(rows: "Rows", args: argparse.Namespace) -> int:
     from vljax.generate.media import read_pair
     from vljax.generate.prompts import Prompter, show_prompt
     from vljax.generate.rows import BadRow
+    from vljax.obtain import obtain
 
-    prompter, failed = Prompter(folder_of(args.model)), 0
+    prompter, failed = Prompter(obtain(args.model, args.llm)), 0
     for row in limited(rows, prompter):
         print(f"# {row.id}")
         try:

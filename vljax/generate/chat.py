@@ -86,9 +86,5 @@ def load(
 
     Raises WeightsError for a folder that holds none.
     """
-    return Model(load_engine(folder_of(name), dtype, quantise, quantise_vit, tell), str(name))
-
-
-def folder_of(name: str | Path) -> Path:
-    """Where the weights lie that go by ``name``."""
-    return TINY_WEIGHTS if str(name) == "tiny" else Path(name)
+    folder = TINY_WEIGHTS if str(name) == "tiny" else Path(name)
+    return Model(load_engine(folder, dtype, quantise, quantise_vit, tell), str(name))
