@@ -22,7 +22,9 @@ Name = str | Path
 Tell = Callable[[str], None]
 WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
 # Of a language model's own folder, which is converted as one; and what trainers leave behind.
-NOT_ALONE = r"(pytorch_)?model([-.].*)?|(consolidated|optimizer|scheduler|rng_state|training_args).*"
+NOT_ALONE = (
+    r"(pytorch_)?model([-.].*)?|(consolidated|optimizer|scheduler|rng_state|training_args).*"
+)
 
 
 def load(
@@ -32,6 +34,7 @@ def load(
     llm: str = "vicuna",
     quantise: str = "",
     quantise_vit: str = "",
+    sharding: str = "",
     tell: Tell = log.info,
 ) -> "Model":
     """Loads the model that goes by ``name``; see ``obtain``.
@@ -40,13 +43,15 @@ def load(
       dtype: to hold the weights and compute in; by default, what their folder says.
       llm: whose the language model among published files is: vicuna, llama2 or smollm2_135m.
       quantise: "int8" or "int4", to hold the language model in; quantise_vit: "int8", the ViT.
+      sharding: a strategy over all devices, as in training ("fsdp_tp"); else the first device.
       tell: is told beforehand, in a line each, what is fetched and converted, what the weights
         take and whether they fit.
 
     Raises WeightsError where there are none, or not such that belong together.
     """
     folder = obtain(name, llm, tell)
-    model = chat.load(folder, dtype, quantise=quantise, quantise_vit=quantise_vit, tell=tell)
+    held = {"quantise": quantise, "quantise_vit": quantise_vit, "sharding": sharding}
+    model = chat.load(folder, dtype, **held, tell=tell)
     model.name = ", ".join(map(str, listed(name)))
     return model
 

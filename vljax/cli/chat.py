@@ -1,7 +1,6 @@
 """``vljax chat [CLIP|IMAGE]``: ask about what a clip shows and sounds like."""
 
 import argparse
-import functools
 import json
 import sys
 import time
@@ -9,17 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vljax.cli.asking import LLM_HELP, MODEL_HELP
+from vljax.cli.asking import add_model_flags, add_sampling_flags, load_model, names, sampling_of
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     from vljax.generate.chat import SAMPLE, Conversation
     from vljax.generate.media import draw, read_media
-    from vljax.generate.sampling import Sampling
-    from vljax.obtain import load
 
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.max_new_tokens)
+    sampling = sampling_of(args)
     clip = args.clip or SAMPLE
     shown = Path(f"{clip.name}-shown.png")
     if args.print_prompt and len(args.ask) == 1:  # later ones hold answers
@@ -27,9 +24,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if args.show and shown.exists():
         raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
-    told = functools.partial(print, file=sys.stderr)
-    wanted = {"quantise": args.quantise, "quantise_vit": args.quantise_vit, "llm": args.llm}
-    model = load(args.model, args.dtype, **wanted, tell=told)
+    model = load_model(args)
     senses = model.engine.senses(not args.no_video, not args.no_audio)
     media = read_media(clip, model.engine.size, *senses)
     if args.clip and args.model == "tiny":
@@ -60,17 +55,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vljax chat", description=__doc__)
     parser.add_argument("clip", nargs="?", type=Path, help="a clip or an image; else a sample clip")
     parser.add_argument("--ask", action="append", metavar="Q", help="a question; may be repeated")
-    parser.add_argument("--model", default="tiny", help=MODEL_HELP)
-    parser.add_argument("--llm", default="vicuna", help=LLM_HELP)
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), help="to compute in; else as the folder says"
-    )
-    parser.add_argument(
-        "--quantise", choices=("int8", "int4"), default="", help="to hold the language model in"
-    )
-    parser.add_argument(
-        "--quantise-vit", choices=("int8",), default="", help="to hold the image encoder in"
-    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--no-audio", action="store_true", help="do not listen")
     parser.add_argument("--no-video", action="store_true", help="do not look")
@@ -80,10 +64,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--print-prompt", action="store_true", help="the prompt and its ids, in an answer's place"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    parser.add_argument("--top-k", type=int, default=50)
-    parser.add_argument("--top-p", type=float, default=0.9)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    add_model_flags(parser)
+    add_sampling_flags(parser)
     args = parser.parse_args(argv)
     for flag in ("json", "print_prompt"):
         if getattr(args, flag) and not args.ask:
@@ -98,7 +80,7 @@ def print_prompt(args: argparse.Namespace, clip: Path) -> None:
     from vljax.generate.prompts import Prompter, show_prompt
     from vljax.obtain import obtain
 
-    prompter = Prompter(obtain(args.model, args.llm))
+    prompter = Prompter(obtain(names(args.model), args.llm))
     senses = prompter.senses(not args.no_video, not args.no_audio)
     request = Request(args.ask[0], read_media(clip, prompter.size, *senses))
     print(show_prompt(prompter, request, args.max_new_tokens))
@@ -134,6 +116,8 @@ def talk(conversation: Any, clip: str) -> None:
         if not question:
             return
         try:
-            print(conversation.ask(question), flush=True)
+            for piece in conversation.stream(question):
+                print(piece, end="", flush=True)
+            print()
         except ValueError as error:  # of this question alone
             print(error, file=sys.stderr)

@@ -27,9 +27,7 @@ def main(argv: Sequence[str]) -> None:
     media = read_media(args.clip or SAMPLE, engine.size, *senses)
     other = read_media(args.other, engine.size, *senses) if args.other else None
     for i, question in enumerate(args.ask):
-        found = probe(
-            engine, media, question, args.answer, other, args.times, args.max_new_tokens
-        )
+        found = probe(engine, media, question, args.answer, other, args.times, args.max_new_tokens)
         if args.json:
             print(json.dumps(as_dict(found)))
         else:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vljax.cli.asking import add_model_flags, add_sampling_flags, load_model, sampling_of
+from vljax.cli.asking import add_model_flags, add_sampling_flags, load_model, names, sampling_of
 
 if TYPE_CHECKING:
     from vljax.generate.batch import Job, Rows
@@ -113,7 +113,7 @@ def print_prompts(rows: "Rows", args: argparse.Namespace) -> int:
     from vljax.generate.rows import BadRow
     from vljax.obtain import obtain
 
-    prompter, failed = Prompter(obtain(args.model, args.llm)), 0
+    prompter, failed = Prompter(obtain(names(args.model), args.llm)), 0
     for row in limited(rows, prompter):
         print(f"# {row.id}")
         try:

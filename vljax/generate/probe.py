@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vljax.data.audio import mel_clips
-from vljax.data.text import close_turn
 from vljax.data.world import render, sound
 from vljax.data.world.scenes import random_scene
 from vljax.data.world.sound import RATE
@@ -196,7 +195,7 @@ def log_likelihoods(
     The prompts' ids must be the same: only what their placeholders stand for may differ.
     """
     prompt = engine.prompt_ids(requests[0])
-    whole = engine.whole_ids(requests[0], answer)
+    whole = engine.answered_ids(requests[0], answer)
     at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), None)
     at = min(len(prompt), len(whole)) if at is None else at
     filled = [*requests, *[requests[-1]] * (fit(len(requests), SIZES) - len(requests))]

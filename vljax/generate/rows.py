@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import json
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Row:
     look: Path | None = None
     listen: Path | None = None
     history: tuple[tuple[str, str], ...] = ()
-    sampling: Sampling = Sampling()
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
     seed: int = 0
 
     def request(self, media: Media | None) -> Request:
@@ -116,6 +116,25 @@ def parse_row(
     look, listen = _files(fields, root)
     question, history = _words(fields)
     return Row(id, question, look, listen, history, *_sampling(fields, sampling))
+
+
+def as_request(
+    given: Mapping[str, Any] | tuple[str | Path, str],
+    senses: Callable[[bool, bool], tuple[bool, bool]],
+    read: Callable[[Path | None, Path | None], Media | None],
+) -> Request:
+    """A request that is given as a line's fields or as a file and a question, its media read.
+
+    ``senses``: which of those asked for there are. Raises RowError and MediaError.
+    """
+    if isinstance(given, tuple):
+        given = {"media": given[0], "question": given[1]}
+    fields = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+    if "sampling" in fields:
+        raise RowError("sampling: is all requests' own here; give it beside them")
+    row = parse_row("", fields, Path())
+    sees, hears = senses(row.look is not None, row.listen is not None)
+    return row.request(read(row.look if sees else None, row.listen if hears else None))
 
 
 def _files(fields: Mapping[str, Any], root: Path) -> tuple[Path | None, Path | None]:
