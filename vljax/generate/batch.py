@@ -150,7 +150,7 @@ def answer_rows(
 
     What is sampled is answered a row at a time: its draws would be others beside other rows.
     """
-    results: dict[str, Answer] = dict.fromkeys(key(row.id) for row in rows)  # type: ignore[arg-type]
+    results: dict[str, Answer] = {key(row.id): {} for row in rows}
     groups: dict[tuple[Sampling, int, str], list[tuple[Row, Request]]] = {}
     for row in rows:
         if isinstance(row, BadRow):
@@ -158,7 +158,7 @@ def answer_rows(
             continue
         try:
             given = media.get((row.look, row.listen))
-            request = row.request(given and given.result())
+            request = row.request(None if given is None else given.result())
         except BAD as error:
             results[key(row.id)] = {"id": row.id, "error": _told(error, row)}
             continue

@@ -109,7 +109,7 @@ class Model:
         return self.engine.answer(asked, sampling, seed)
 
     @overload
-    def embed(self, files: str | Path) -> Embedding: ...
+    def embed(self, files: str | Path) -> Embedding: ...  # type: ignore[overload-overlap]
     @overload
     def embed(self, files: Sequence[str | Path]) -> list[Embedding]: ...
     def embed(self, files: str | Path | Sequence[str | Path]) -> Embedding | list[Embedding]:

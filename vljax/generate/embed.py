@@ -1,4 +1,4 @@
-"""What the towers make of a file, before the language model: ImageBind's vectors, Q-Former tokens."""
+"""What the towers make of a file: ImageBind's vectors, the Q-Formers' tokens."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vljax.data.audio import mel_clips
-from vljax.data.world import render, sound
+from vljax.data.world import render
 from vljax.data.world.scenes import random_scene
-from vljax.data.world.sound import RATE
+from vljax.data.world.sound import RATE, waveform
 from vljax.generate.compiled import jit, placed
 from vljax.generate.engine import LENGTHS, SIZES, Engine, Request, fit
 from vljax.generate.media import Media
@@ -80,27 +80,32 @@ class Probe:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        told = {w: f"{NAMES[w]} ({_times(n)} times)" for w, n in self.losses.items()}
-        yes = [told[what] for what in told if what in self.rests_on]
-        no = [told[what] for what in told if what not in self.rests_on]
+        yes = [
+            f"{NAMES[what]} ({_count(self.losses[what])} times less likely without it)"
+            for what in self.rests_on
+        ]
+        rest = [what for what in self.losses if what not in self.rests_on]
+        no = _listed([NAMES[what] for what in rest], "or")
+        most = max((self.losses[what] for what in rest), default=1.0)
         if not yes:
             return (
-                f"The answer is a guess from the question: without {_and(no)} it becomes less "
-                f"likely by less than {self.times:g} times."
+                f"The answer rests on nothing in the file: no change of {no} makes it "
+                f"{self.times:g} times less likely (at most {_count(most)})."
             )
-        but = f", and not on {_and(no)}" if no else ""
-        return (
-            f"The answer rests on {_and(yes)}, without which it becomes so many times less likely"
-            f"{but}."
-        )
+        but = f", not on {no} (at most {_count(most)})" if no else ""
+        return f"The answer rests on {_listed(yes, 'and')}{but}."
 
 
-def _times(n: float) -> str:
-    return f"{n:.1f}" if n < 100 else f"{n:.0e}".replace("e+0", "e").replace("e+", "e")
+def _count(n: float) -> str:
+    if n > 1e6:
+        return "over a million"
+    return f"{n:.1f}" if n < 100 else f"{float(f'{n:.2g}'):,.0f}"
 
 
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + list(words[-1:]))
+def _listed(words: Sequence[str], last: str) -> str:
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def probe(
@@ -133,19 +138,23 @@ def spoilt(media: Media, other: Media, size: VideoLlamaSize) -> dict[str, Media]
     """The media with one thing taken away, by SPOILT's names."""
     found: dict[str, Media] = {}
 
-    def add(name: str, **changed: np.ndarray) -> None:
-        found[name] = dataclasses.replace(media, **changed)
+    def picture(frames: np.ndarray) -> Media:
+        return dataclasses.replace(media, frames=frames)
+
+    def sound(mel: np.ndarray) -> Media:
+        return dataclasses.replace(media, mel=mel)
 
     if media.frames is not None:
-        add("picture blank", frames=np.full_like(media.frames, GREY))
+        count = len(media.frames)
+        found["picture blank"] = picture(np.full_like(media.frames, GREY))
         if other.frames is not None:
-            add("another clip's picture", frames=_as_many(other.frames, len(media.frames)))
-        if len(media.frames) > 1:
-            add("frames shuffled", frames=media.frames[shuffled(len(media.frames))])
+            found["another clip's picture"] = picture(_as_many(other.frames, count))
+        if count > 1:
+            found["frames shuffled"] = picture(media.frames[shuffled(count)])
     if media.mel is not None:
-        add("sound muted", mel=silence(size))
+        found["sound muted"] = sound(silence(size))
         if other.mel is not None:
-            add("another clip's sound", mel=other.mel)
+            found["another clip's sound"] = sound(other.mel)
     return found
 
 
@@ -176,7 +185,7 @@ def made_clip(size: VideoLlamaSize) -> Media:
     scene = random_scene(np.random.default_rng(5), "train", "one", 1)
     side = (size.vit.image, size.vit.image)
     frames = np.stack([_resized(f, side) for f in render.frames(scene, 8)])
-    wave = sound.waveform(scene)
+    wave = waveform(scene)
     assert wave is not None
     return Media(frames, mel_clips(wave[None], RATE, size.audio))
 

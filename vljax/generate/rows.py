@@ -181,7 +181,7 @@ def _words(fields: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]]
 def _turn(turn: Any) -> tuple[str, str]:
     """LLaVA's {"from", "value"}, or {"role", "content"}."""
     if isinstance(turn, dict):
-        role = ROLES.get(turn.get("from", turn.get("role")))
+        role = ROLES.get(str(turn.get("from", turn.get("role"))))
         if role is not None:
             return role, _text(turn.get("value", turn.get("content")), "conversation")
     raise RowError(
