@@ -169,7 +169,7 @@ def test_prompts_are_printed_and_nothing_answered(asked, capsys, monkeypatch):
     out, err = capsys.readouterr()
     blocks = out.split("# ")[1:]
     assert len(blocks) == len(GOOD) + len(BAD)
-    assert "You hear:<ImageHere>. You see:<Video><ImageHere></Video> What happens" in blocks[0]
+    assert "<ImageHere>. You see:<Video><ImageHere></Video>  What happens, and" in blocks[0]
     assert "16 of them media" in blocks[0]
     assert "###Human: What colour is it?###Assistant:" in next(b for b in blocks if "A bell" in b)
     assert "gone.mp4" in err

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 VERBS = {
     "chat": "ask about a clip or an image",
     "run": "answer a file of questions, in batches",
+    "probe": "what an answer rests on: the picture, the sound, or the question alone",
     "train": "run a stage, or all of them",
     "encode": "run the frozen towers over all media once, to train from what they make",
     "plan": "which sharding strategy fits which machine, before it is rented",
