@@ -15,6 +15,7 @@ from vljax.store import WeightsError
 constants = pytest.importorskip("huggingface_hub.constants")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CUT = 150_000
+NOWHERE = "http://127.0.0.1:1"
 FILES = {
     "manifest.json": b'{"size": "tiny"}',
     "tokenizer.model": b"pieces",
@@ -95,7 +96,7 @@ def server(monkeypatch, tmp_path):
     made.server_close()
 
 
-def test_a_download_that_breaks_off_is_taken_up_where_it_broke(server):
+def test_a_download_that_breaks_off_is_taken_up_where_it_broke(server, monkeypatch):
     told = []
     folder = obtain("someone/model", tell=told.append)
     assert told == ["someone/model: 5 files of the hub's someone/model"]
@@ -104,18 +105,16 @@ def test_a_download_that_breaks_off_is_taken_up_where_it_broke(server):
     asked = [r for method, path, r in Hub.seen if method == "GET" and path.endswith("large")]
     assert asked == [None, f"bytes={CUT}-"]
     # Without the hub, what was fetched serves.
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
     before = len(Hub.seen)
     assert obtain("someone/model") == folder
     assert len(Hub.seen) == before
 
 
-def test_what_the_hub_does_not_have(server):
+def test_what_the_hub_does_not_have(server, monkeypatch):
     with pytest.raises(WeightsError, match="nobody/none: there is no such file or folder, and the"):
         fetch("nobody/none", print)
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
     with pytest.raises(WeightsError, match="the hub can't be asked"):
         fetch("someone/other", print)
 
