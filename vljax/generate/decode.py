@@ -9,7 +9,7 @@ from vljax.data.tokenizer import LLAMA, Special
 from vljax.generate.compiled import jit
 from vljax.generate.sampling import Sampling, already_said, choose, penalised
 from vljax.models.video_llama import VideoLlama
-from vljax.nn.attention import Caches, next_slot, slots
+from vljax.nn.attention import Cache, Caches, next_slot, slots
 from vljax.store import Tree
 
 Stops = tuple[tuple[int, ...], ...]
@@ -46,6 +46,33 @@ def blank(model: VideoLlama, params: Tree, rows: int, room: int) -> Context:
     """With room for so many tokens a row."""
     cache = _apply(model, params, "empty_cache", rows, room)
     return Context(cache, jnp.zeros((rows, room), bool), jnp.zeros(rows, int))
+
+
+@jit("room", donate_argnames="context")
+def widened(context: Context, room: int) -> Context:
+    """With room for so many tokens a row. ``context`` is used up."""
+    more = room - context.seen.shape[1]
+
+    def widen(cache: Cache) -> Cache:
+        whole = [(0, 0)] * (cache.keys.ndim - 1)
+        keys = jnp.pad(cache.keys, [*whole, (0, more)])
+        return cache._replace(
+            keys=keys, values=jnp.pad(cache.values, [*whole[1:], (0, more), (0, 0)])
+        )
+
+    cache: Caches = jax.tree.map(widen, context.cache, is_leaf=lambda x: isinstance(x, Cache))
+    return context._replace(cache=cache, seen=jnp.pad(context.seen, ((0, 0), (0, more))))
+
+
+def rewound(context: Context, length: jax.Array | int) -> Context:
+    """One row's first ``length`` tokens, which lie without a gap; what follows is written over."""
+
+    def rewind(cache: Cache) -> Cache:
+        return cache._replace(next_slot=jnp.full_like(cache.next_slot, length))
+
+    cache: Caches = jax.tree.map(rewind, context.cache, is_leaf=lambda x: isinstance(x, Cache))
+    seen = jnp.arange(context.seen.shape[1])[None] < length
+    return Context(cache, seen, jnp.full_like(context.length, length))
 
 
 def read(
@@ -164,7 +191,8 @@ def begin(
     """``generate``'s arguments -> its first token, and the logits [B, V] that it was chosen by."""
     B, L = tokens.shape
     empty = blank(model, params, B, L + sampling.max_new_tokens)
-    return _begin(model, params, empty, tokens, mask, media, key, sampling, stops, special)
+    logits, context = read(model, params, empty, tokens, mask, media)
+    return _first(context, logits, key, sampling, stops, special), logits
 
 
 @jit(("model", "sampling", "stops"), donate_argnames="context")
@@ -172,6 +200,7 @@ def resume(
     model: VideoLlama,
     params: Tree,
     context: Context,
+    kept: jax.Array | int,
     tokens: jax.Array,
     mask: jax.Array,
     media: jax.Array | None,
@@ -179,28 +208,29 @@ def resume(
     sampling: Sampling,
     stops: Stops,
     special: Special,
-) -> tuple[Step, jax.Array]:
-    """As ``begin``, after what is in ``context``, which is used up."""
-    return _begin(model, params, context, tokens, mask, media, key, sampling, stops, special)
+) -> Step:
+    """As ``begin``, of one row, after the first ``kept`` tokens of ``context``, which is used up.
 
-
-def _begin(
-    model: VideoLlama,
-    params: Tree,
-    context: Context,
-    tokens: jax.Array,
-    mask: jax.Array,
-    media: jax.Array | None,
-    key: jax.Array,
-    sampling: Sampling,
-    stops: Stops,
-    special: Special,
-) -> tuple[Step, jax.Array]:
-    B = tokens.shape[0]
+    The tokens lie without a gap before and afterwards: what is padding is written over.
+    """
+    context = rewound(context, kept)
     logits, context = read(model, params, context, tokens, mask, media)
-    ids = jnp.full((B, sampling.max_new_tokens), special.pad, tokens.dtype)
+    context = rewound(context, kept + mask.sum())
+    return _first(context, logits, key, sampling, stops, special)
+
+
+def _first(
+    context: Context,
+    logits: jax.Array,
+    key: jax.Array,
+    sampling: Sampling,
+    stops: Stops,
+    special: Special,
+) -> Step:
+    B = logits.shape[0]
+    ids = jnp.full((B, sampling.max_new_tokens), special.pad, jnp.int32)
     step = Step(context, ids, jnp.zeros((), int), jnp.zeros(B, bool), key)
-    return _emit(step, logits, sampling, stops, special), logits
+    return _emit(step, logits, sampling, stops, special)
 
 
 @jit(("model", "sampling", "stops"), donate_argnames="step")

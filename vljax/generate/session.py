@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vljax.data.text import Template, spoken
@@ -21,16 +20,15 @@ UNFINISHED = "\ufffd"  # what a character's first bytes are decoded to
 class Session:
     """Reads of each prompt only what the cache does not hold yet.
 
-    Prompts are compared by their ids, so that it does not matter who calls, or what was left out;
-    what stands in the cache for nothing any more is masked.
+    Prompts are compared by their ids and their media by what the towers are given, so that it does
+    not matter who calls, or what was left out; what no longer stands there is written over.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self.context: decode.Context | None = None
-        self.ids: list[int] = []  # that the cache holds, and in which of its slots
-        self.slots: list[int] = []
-        self.free = 0  # the first slot that was never written
+        self.ids: list[int] = []  # that the context holds
+        self.media = b""  # what stands for their placeholders
         self.reads = 0  # tokens that the last turn had to read before it could answer
 
     def answer(self, request: Request, sampling: Sampling = Sampling(), seed: int = 0) -> str:
@@ -71,7 +69,8 @@ class Session:
             step = self._begin(prompt, request, sampling, seed)
         while True:
             written, row = int(step.written), np.asarray(step.ids)[0]
-            self._keep(step, prompt, row[: written - 1].tolist())
+            # The last token is chosen, but not yet read.
+            self.context, self.ids = step.context, [*prompt, *row[: written - 1].tolist()]
             if step.done.all() or written >= sampling.max_new_tokens:
                 break
             yield engine.tokenizer.decode(row[:written].tolist()), ""
@@ -84,43 +83,27 @@ class Session:
     def _begin(
         self, prompt: list[int], request: Request, sampling: Sampling, seed: int
     ) -> decode.Step:
-        engine, kept = self.engine, 0
-        if self.context is not None:
+        engine, here = self.engine, self.engine.tokenizer.image_here
+        digest = b"" if request.media is None else request.media.digest()
+        kept = 0
+        if self.context is not None and digest == self.media:
             kept = _shared(self.ids, prompt[:-1])  # something must be read to go on from
-        length = fit(len(prompt) - kept, CUTS)
-        here = engine.tokenizer.image_here
-        full = self.context is None or self._room() < length + sampling.max_new_tokens
-        if full or here in prompt[kept:]:  # media are read from their first vector on
-            kept, length = 0, fit(len(prompt), CUTS)
-            need = length + sampling.max_new_tokens
-            room = max(need, fit(min(2 * need, ROOMS[-1]), ROOMS))
-            self.context = blank(engine.model, engine.params, 1, room)
-            self.free = 0
-        assert self.context is not None
-        self.ids, self.slots = prompt[:kept], self.slots[:kept]
-        seen = np.zeros(self.context.seen.shape, bool)
-        seen[0, self.slots] = True
-        context = self.context._replace(seen=jnp.asarray(seen), length=jnp.array([kept]))
-        self.context, self.reads = None, len(prompt) - kept  # its buffers are used up
-        tokens, mask = engine.pad([prompt[kept:]], length)
+        if here in prompt[kept:]:  # media are read from their first vector on
+            kept = 0
+        tokens, mask = engine.pad([prompt[kept:]], fit(len(prompt) - kept, CUTS))
+        context = self._with_room(kept + tokens.shape[1] + sampling.max_new_tokens)
+        self.context, self.media = None, digest  # its buffers are used up
+        self.reads = len(prompt) - kept
         media = engine.encode([request.media]) if here in prompt[kept:] else None
-        rest = sampling, engine.stops, engine.tokenizer.special
-        step, _ = decode.resume(
-            engine.model, engine.params, context, tokens, mask, media, jax.random.key(seed), *rest
-        )
-        self.slots += range(self.free, self.free + len(prompt) - kept)
-        self.free += length
-        return step
+        rest = jax.random.key(seed), sampling, engine.stops, engine.tokenizer.special
+        return decode.resume(engine.model, engine.params, context, kept, tokens, mask, media, *rest)
 
-    def _keep(self, step: decode.Step, prompt: list[int], read: list[int]) -> None:
-        """``read``: the answer's tokens that the model has been given."""
-        new = len(prompt) + len(read) - len(self.slots)
-        self.slots += range(self.free, self.free + new)
-        self.free += new
-        self.context, self.ids = step.context, prompt + read
-
-    def _room(self) -> int:
-        return 0 if self.context is None else self.context.seen.shape[1] - self.free
+    def _with_room(self, need: int) -> decode.Context:
+        room = fit(min(2 * need, ROOMS[-1]), ROOMS)
+        if self.context is None:
+            return blank(self.engine.model, self.engine.params, 1, room)
+        enough = self.context.seen.shape[1] >= need
+        return self.context if enough else decode.widened(self.context, room)
 
 
 def _shared(a: list[int], b: list[int]) -> int:
