@@ -33,7 +33,7 @@ def fetch(name: str, tell: Callable[[str], None]) -> Path:
     where, _, revision = name.partition("@")
     repository, inside = "/".join(where.split("/")[:2]), "/".join(where.split("/")[2:])
     try:
-        files = huggingface_hub.list_repo_files(repository, revision=revision or None)
+        files = huggingface_hub.HfApi().list_repo_files(repository, revision=revision or None)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise WeightsError(
             f"{name}: there is no such file or folder, and the hub has none that you may read; "

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vljax import store
-from vljax.generate.compiled import jit
+from vljax.generate.compiled import jit, placed
 from vljax.generate.engine import SIZES, Engine, fit
 from vljax.generate.media import Media
 from vljax.models.sizes import VideoLlamaSize
@@ -82,7 +82,10 @@ def embed(
         makers["picture_tokens"] = frames, lambda x: picture_tokens(model, params, x)
     if engine.hears:
         makers["sound_tokens"] = mels, lambda x: sound_tokens(model, params, x)
-    made = {name: _of_each(arrays, make) for name, (arrays, make) in makers.items()}
+    made = {}
+    for name, (arrays, make) in makers.items():
+        with placed(None if name == "sight" else engine.placement):
+            made[name] = _of_each(arrays, make)
     return [
         Embedding(**{name: values[i] for name, values in made.items()}) for i in range(len(media))
     ]
