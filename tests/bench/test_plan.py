@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from vljax.bench.compile import abstract_batch, lower_step, out_of_memory
 from vljax.bench.hlo import Collective
@@ -208,6 +209,23 @@ def test_a_bound_is_from_its_longest_term_to_their_sum():
 def test_names_that_are_no_topology_are_told_with_what_was_meant(name, meant):
     with pytest.raises(ValueError, match=rf"expected CHIP:SHAPE such as .*{meant}"):
         describe(name)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("ABORTED: Internal error: /tmp/libtpu_lockfile is held", "another process holds libtpu"),
+        ("libtpu.so: cannot open shared object file", r"pip install 'vljax\[plan-tpu\]'"),
+        ("UNKNOWN: no such torus", "TPU v5e does not come in 4x4, but in .*no such torus"),
+    ],
+)
+def test_what_keeps_the_tpu_compiler_away_is_one_sentence(raised, told, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError(raised)
+
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(ValueError, match=told):
+        describe("v5e:4x4")
 
 
 def test_ties_are_told_by_what_does_not_overlap():
