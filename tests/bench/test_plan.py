@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
-from vljax.bench.compile import abstract_batch, lower_step, out_of_memory
+from vljax.bench.compile import abstract_batch, largest, lower_step, out_of_memory
 from vljax.bench.hlo import Collective
 from vljax.bench.plan import answer, ranked, table
 from vljax.bench.roofline import axis_rate, bound
@@ -153,6 +153,8 @@ def test_a_message_of_the_compiler_becomes_a_sentence():
     assert needed == pytest.approx(25.61)
     assert reason.startswith("needs at least 25.61 GiB of 15.75 GiB; the largest buffers are bf16[")
     assert out_of_memory("INTERNAL: something else") == (0.0, "")
+    parts = {"batch": 2**20, "frozen": 3 * 2**30, "optimizer": 2**29}
+    assert largest(parts) == "frozen of 3.00 GiB, optimizer of 0.50 GiB"
 
 
 class Place:
