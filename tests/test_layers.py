@@ -46,10 +46,12 @@ def imports(tree: ast.AST) -> Iterator[str]:
                 yield node.module
 
 
-def eager(tree: ast.Module) -> Iterator[str]:
+def eager(tree: ast.Module | ast.ClassDef) -> Iterator[str]:
     """What importing the module imports: everything outside of functions."""
     for node in tree.body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.ClassDef):
+            yield from eager(node)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield from imports(node)
 
 

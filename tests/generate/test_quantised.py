@@ -33,7 +33,7 @@ def test_tiny_answers_as_before():
     )
     assert len(told) == 1 and told[0].startswith("weights: ") and "that are free" in told[0]
     params = model.engine.params
-    assert params["llama"]["layers"]["mlp"]["down"]["kernel"]["int4"].dtype == jnp.int4
+    assert params["llama"]["layers"]["0"]["mlp"]["down"]["kernel"]["int4"].dtype == jnp.int4
     assert (
         params["frame_encoder"]["vit"]["layers"]["mlp"]["fc1"]["kernel"]["int8"].dtype == jnp.int8
     )

@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,24 @@ import numpy as np
 from vljax import store
 from vljax.data.text import TEMPLATES, Template, close_turn, open_turn, spoken
 from vljax.data.tokenizer import Tokenizer
-from vljax.generate import decode
+from vljax.generate import decode, loading
+from vljax.generate.beam import beam_search
+from vljax.generate.compiled import placed
 from vljax.generate.media import FRAMES, Media
 from vljax.generate.sampling import Sampling
 from vljax.models import precision
 from vljax.models.sizes import VideoLlamaSize, size_of
 from vljax.models.video_llama import VideoLlama, abstract_parameters
+from vljax.nn.stack import take_apart
+from vljax.sharding.mesh import make_mesh
+from vljax.sharding.placement import Placement
+from vljax.sharding.strategy import strategy
 from vljax.store import Tree, WeightsError
 
 log = logging.getLogger(__name__)
 LENGTHS = (64, 128, 256, 512, 1024, 2000)  # of prompts; one program each
 SIZES = (1, 4, 16, 64)  # of batches
+KEPT = 64  # media whose soft prompts are kept
 ONLY_TRAINING = ("imagebind/vision",)  # the audio branch learns from sights
 SIGHT = (
     "frame_encoder/vit",
@@ -47,16 +55,25 @@ class Request:
 
 @dataclasses.dataclass
 class Engine:
-    """Weights with what belongs to them. ``load_engine`` makes one from a folder."""
+    """Weights with what belongs to them. ``load_engine`` makes one from a folder.
+
+    ``placement``: where the weights lie, if not on one device; programs then run on its mesh.
+    """
 
     size: VideoLlamaSize
     params: Tree
     tokenizer: Tokenizer
     template: Template
     dtype: Any = jnp.float32
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
-        self.model = VideoLlama(self.size, self.dtype)
+        self._soft_prompts: OrderedDict[bytes, jax.Array] = OrderedDict()  # by recency
+        self.model = VideoLlama(self.size, self.dtype, apart=True)
+        llama = self.params["llama"]
+        if "0" not in llama["layers"]:
+            llama = {**llama, "layers": take_apart(llama["layers"])}
+            self.params = {**self.params, "llama": llama}
         self.stops = self.tokenizer.stop_ids(self.template.stop)
 
     def senses(self, look: bool = True, listen: bool = True) -> tuple[bool, bool]:
@@ -134,42 +151,86 @@ class Engine:
         return ids
 
     def encode(self, media: Sequence[Media | None]) -> jax.Array | None:
-        """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's."""
+        """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's.
+
+        Those of the last ``KEPT`` media are kept, by what the towers would be given.
+        """
         kinds = {_kind(m) for m in media}
         assert len(kinds) == 1, "a batch has media of one kind"
-        given = [m for m in media if m is not None]
+        given = {m.digest(): m for m in media if m is not None}
+        if not given or kinds == {(False, False)}:
+            return None
+        new = {key: m for key, m in given.items() if key not in self._soft_prompts}
+        if new:
+            self._soft_prompts |= zip(new, self._encode(list(new.values())), strict=True)
+        keys = [m.digest() for m in media if m is not None]
+        for key in keys:
+            self._soft_prompts.move_to_end(key)
+        made = jnp.stack([self._soft_prompts[key] for key in keys])
+        while len(self._soft_prompts) > KEPT:
+            self._soft_prompts.popitem(last=False)
+        return made
+
+    def _encode(self, media: Sequence[Media]) -> jax.Array:
+        """[B, M, D] of media of one kind, B filled up to a static size."""
+        filled = [*media, *[media[-1]] * (fit(len(media), SIZES) - len(media))]
         parts = []
-        if given and given[0].mel is not None:
-            mel = np.stack([m.mel for m in given if m.mel is not None])
-            parts.append(decode.encode_sound(self.model, self.params, mel))
-        if given and given[0].frames is not None:
-            frames, valid = _pad_frames([m.frames for m in given if m.frames is not None])
-            parts.append(decode.encode_frames(self.model, self.params, frames, valid))
-        return jnp.concatenate(parts, axis=1) if parts else None
+        with placed(self.placement):
+            if media[0].mel is not None:
+                mel = np.stack([m.mel for m in filled if m.mel is not None])
+                parts.append(decode.encode_sound(self.model, self.params, mel))
+            if media[0].frames is not None:
+                frames, valid = _pad_frames([m.frames for m in filled if m.frames is not None])
+                parts.append(decode.encode_frames(self.model, self.params, frames, valid))
+        return jnp.concatenate(parts, axis=1)[: len(media)]
 
     def _answer_batch(
         self, requests: Sequence[Request], sampling: Sampling, seed: int
     ) -> list[str]:
-        padded = list(requests) + [requests[-1]] * (_fit(len(requests), SIZES) - len(requests))
+        padded = list(requests) + [requests[-1]] * (fit(len(requests), SIZES) - len(requests))
         room = LENGTHS[-1] - sampling.max_new_tokens
         prompts = [self.prompt_ids(r, room) for r in padded]
-        length = _fit(max(map(len, prompts)), LENGTHS)
-        tokens = np.full((len(padded), length), self.tokenizer.special.pad, np.int32)
-        mask = np.zeros((len(padded), length), bool)
+        padded_to = fit(max(map(len, prompts)), LENGTHS)
+        tokens, mask = map(jnp.asarray, self.pad(prompts, padded_to))
+        media, key = self.encode([r.media for r in padded]), jax.random.key(seed)
+        with placed(self.placement):
+            if sampling.beams == 1:
+                ids = decode.generate(
+                    self.model,
+                    self.params,
+                    tokens,
+                    mask,
+                    media,
+                    key=key,
+                    sampling=sampling,
+                    stops=self.stops,
+                    special=self.tokenizer.special,
+                )[0]
+            else:
+                ids = beam_search(
+                    self.model,
+                    self.params,
+                    tokens,
+                    mask,
+                    media,
+                    beams=sampling.beams,
+                    max_new_tokens=sampling.max_new_tokens,
+                    length_penalty=sampling.length_penalty,
+                    repetition_penalty=sampling.repetition_penalty,
+                    special=self.tokenizer.special,
+                    stops=self.stops,
+                    sampling=sampling if sampling.temperature else None,
+                    key=key,
+                ).ids
+        return [self.text(row) for row in np.asarray(ids)[: len(requests)]]
+
+    def pad(self, prompts: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask [B, length], padded at the end."""
+        tokens = np.full((len(prompts), length), self.tokenizer.special.pad, np.int32)
+        mask = np.zeros(tokens.shape, bool)
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
-        answers, _ = decode.generate(
-            self.model,
-            self.params,
-            tokens,
-            mask,
-            self.encode([r.media for r in padded]),
-            jax.random.key(seed),
-            sampling,
-            self.stops,
-            self.tokenizer.special,
-        )
-        return [self.text(row) for row in np.asarray(answers)[: len(requests)]]
+        return tokens, mask
 
     def text(self, ids: np.ndarray) -> str:
         """What a row of ids says, up to where it stopped."""
@@ -194,12 +255,14 @@ def load_engine(
     quantise: str = "",
     quantise_vit: str = "",
     tell: Callable[[str], None] = log.info,
+    sharding: str = "",
 ) -> Engine:
     """The model in a folder that ``vljax train`` (stage=all) or ``vljax convert`` wrote.
 
     Computes in ``dtype``, by default in what the manifest says. Where a converted set lacks a
-    branch, the engine does too. ``quantise``, ``quantise_vit``: see ``precision.formats``; an array
-    is quantised as it is read. ``tell`` is told beforehand what the weights take.
+    branch, the engine does too. ``quantise``, ``quantise_vit``: see ``precision.formats``; a layer
+    is quantised as it is read. ``tell`` is told beforehand what the weights take. ``sharding``: a
+    strategy over all devices, by the names that training has; "" is the first device alone.
     """
     folder = Path(folder)
     formats = precision.formats(quantise, quantise_vit)
@@ -207,20 +270,28 @@ def load_engine(
     size = size_of(manifest)
     tokenizer = Tokenizer(folder, size.llama.vocab)
     dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
-    wanted = store.flatten(nn.unbox(abstract_parameters(size)))
-    parts = tuple(manifest.get("parts", wanted))
-    wanted = {n: x for n, x in wanted.items() if store.is_under(n, parts)}
-    wanted = {n: x for n, x in wanted.items() if not store.is_under(n, ONLY_TRAINING)}
+    placement = None
+    if sharding:
+        placement = Placement(strategy(sharding), make_mesh(strategy(sharding)))
+    has = _parts(manifest)
+    whole = {n: x for n, x in store.flatten(nn.unbox(abstract_parameters(size))).items() if has(n)}
     given = store.unflatten(store.stored(folder)[0])
-    picked = store.flatten(store.pick(given, store.unflatten(wanted), str(folder)))
-    held = precision.held(store.unflatten(wanted), formats, dict.fromkeys(wanted, dtype))
-    tell(precision.told(precision.weights_bytes(held), precision.free_bytes()))
-    importance = precision.importances(picked, size, formats)
-    placed: dict[str, jax.Array] = {}
-    for name, array in picked.items():  # one by one, so that no float model is held
-        placed |= jax.device_put(precision.read(name, array, formats, dtype, importance.get(name)))
-    template = TEMPLATES[manifest["template"]]
-    return Engine(size, store.unflatten(placed), tokenizer, template, dtype)
+    picked = store.flatten(store.pick(given, store.unflatten(whole), str(folder)))
+    held = loading.held(size, dtype, formats, placement, has)
+    tell(loading.told(held))
+    params = store.unflatten(loading.read(picked, size, formats, held))
+    return Engine(size, params, tokenizer, TEMPLATES[manifest["template"]], dtype, placement)
+
+
+def _parts(manifest: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which arrays are there to answer with; all but training's, if the manifest names no parts."""
+    parts = manifest.get("parts")
+
+    def has(name: str) -> bool:
+        there = parts is None or store.is_under(name, tuple(parts))
+        return there and not store.is_under(name, ONLY_TRAINING)
+
+    return has
 
 
 def _manifest_of_model(folder: Path) -> dict[str, Any]:
@@ -261,7 +332,7 @@ def _pad_frames(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return frames, valid
 
 
-def _fit(n: int, sizes: Sequence[int]) -> int:
+def fit(n: int, sizes: Sequence[int]) -> int:
     """The smallest static size that holds n. Raises ValueError when none does."""
     for size in sizes:
         if size >= n:
