@@ -71,6 +71,20 @@ def test_what_does_not_fit_says_by_how_much():
     assert "does not divide 40 heads" in rows["tp"]["reason"]
 
 
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_what_answering_takes_is_its_weights_and_little_more(size):
+    """On every card, in every format; in bfloat16 the weights are two bytes each."""
+    llama = video_llama_size(size).llama
+    layer = 4 * llama.width**2 + 3 * llama.width * llama.mlp
+    weights = BYTES * (llama.depth * layer + 2 * llama.vocab * llama.width) / 2**30
+    for row in json.loads((PLANS / f"infer_{size}.json").read_text()):
+        if row["dtype"] == "bfloat16":
+            assert row["gib"]["llm"] == pytest.approx(weights, rel=1e-3)
+        if row["fits"]:
+            assert row["gib"]["temporaries"] < 0.8
+            assert row["gib"]["total"] <= row["gib"]["limit"]
+
+
 def test_every_row_says_what_it_cost():
     rows = [r for r in ROWS.values() if r["mesh"]]
     assert len(ROWS) == 42
