@@ -61,7 +61,9 @@ setup(
         "parity": PARITY,
         "bench": BENCH,
         "dev": DATA + CONVERT + DEV + SCHEMAS,
-        "plan-tpu": ["libtpu>=0.0.42"],  # the TPUs' compiler, for machines that are not here
+        # Compilers for machines that are not here, and matplotlib for the report.
+        "plan-tpu": ["libtpu>=0.0.42", "matplotlib>=3.10"],
+        "plan-gpu": ["jax-cuda12-plugin>=0.10", "matplotlib>=3.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },
