@@ -34,7 +34,8 @@ SERVE = [
     "python-multipart>=0.0.20",
     "prometheus_client>=0.23",
 ]
-CONVERT = ["tokenizers>=0.22", "gguf>=0.17"]  # tokenizer.json files, GGUF files
+# tokenizer.json files, GGUF files, and where all such files are
+CONVERT = ["tokenizers>=0.22", "gguf>=0.17", "huggingface_hub>=1.0"]
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 # What `vljax bench data` compares with.
 BENCH = ["torch==2.13.0", "torchaudio>=2.11", "decord==0.6.0"]
@@ -69,7 +70,9 @@ setup(
         "parity": PARITY,
         "bench": BENCH,
         "dev": DATA + CONVERT + SERVE + DEV + SCHEMAS,
-        "plan-tpu": ["libtpu>=0.0.42"],  # the TPUs' compiler, for machines that are not here
+        # Compilers for machines that are not here, and matplotlib for the report.
+        "plan-tpu": ["libtpu>=0.0.42", "matplotlib>=3.10"],
+        "plan-gpu": ["jax-cuda12-plugin>=0.10", "matplotlib>=3.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },

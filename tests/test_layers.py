@@ -13,7 +13,8 @@ import vljax
 
 PACKAGE = Path(vljax.__file__).parent
 FLOORS = {
-    "cli": 5,
+    "cli": 6,
+    "obtain": 5,
     "bench": 4,
     "convert": 4,
     "evaluate": 4,
@@ -23,6 +24,7 @@ FLOORS = {
     "models": 2,
     "config": 1,
     "data": 1,
+    "hub": 1,
     "nn": 1,
     "progress": 1,
     "sharding": 1,

@@ -70,6 +70,33 @@ def test_arrays_go_from_the_disk_to_a_mesh(sliced, monkeypatch, spec, limit):
     assert float(store.stored(folder)[0]["one"].put(scalar)) == 3
 
 
+@pytest.mark.parametrize("spec", [(), (None, "data"), (None, None, "model")])
+def test_the_host_holds_a_slice_at_a_time(sliced, monkeypatch, spec):
+    """Of what goes to devices, and of what is taken apart."""
+    monkeypatch.setattr(store, "SLICED", 0)
+    taken, aligned = [], store._aligned
+    monkeypatch.setattr(
+        store, "_aligned", lambda shape, dtype: taken.append(shape) or aligned(shape, dtype)
+    )
+    folder, values = sliced
+    mesh = jax.make_mesh((2, 2), ("data", "model"), devices=jax.devices()[:4])
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    stack = store.stored(folder)[0]["stack"]
+    stack.put(where)
+    assert taken == [(1, 6, 8)] * 4
+    slices = [one.read() for one in stack.slices()]
+    assert taken[4:] == [(6, 8)] * 4
+    np.testing.assert_array_equal(slices, values["stack"])
+
+
+def test_what_is_in_one_chunk_is_taken_apart_too(tmp_path):
+    values = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    store.save(tmp_path, {"x": values}, {})
+    one = list(store.stored(tmp_path)[0]["x"].slices())
+    np.testing.assert_array_equal([x.read() for x in one], values)
+    np.testing.assert_array_equal(one[1].read(None, [slice(1, 3), slice(0, 1)]), values[1, 1:, :1])
+
+
 def test_only_what_is_asked_for_is_read(sliced):
     folder, values = sliced
     box = [slice(1, 3), slice(0, 6), slice(2, 5)]

@@ -9,7 +9,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str) -> Any:
     """``load`` on first use, so that ``import vljax`` costs nothing."""
     if name == "load":
-        from vljax.generate.chat import load
+        from vljax.obtain import load
 
         return load
     raise AttributeError(f"module 'vljax' has no attribute {name!r}")

@@ -8,6 +8,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Tree = dict[str, Any]
@@ -245,6 +247,7 @@ class Stored:
     shape: tuple[int, ...]
     dtype: np.dtype
     noted: str | None = None
+    source: Any = None  # what it is read from, if not from its own file
 
     def read(self, dtype: Any = None, box: Sequence[slice] | None = None) -> np.ndarray:
         """The part of it in ``box``, a chunk at a time where its chunks are slices.
@@ -259,9 +262,9 @@ class Stored:
             out = _aligned(shape, self.dtype if dtype is None else np.dtype(dtype))
             if _is_sliced(array) and out.nbytes > SLICED:
                 for i in range(len(out)):
-                    out[i] = array[(box[0].start + i, *box[1:])].read().result()
+                    out[i] = np.asarray(array[(box[0].start + i, *box[1:])])
             else:
-                out[...] = array[box].read().result()
+                out[...] = np.asarray(array[box])
         return out
 
     def digest(self) -> str:
@@ -275,35 +278,76 @@ class Stored:
                 begun = digest(part.read().result(), begun)
         return begun.hexdigest()[:32]
 
+    def slices(self) -> Iterator["Stored"]:
+        """One for each index of the leading axis; of an array in one chunk all is read once."""
+        with _readable(self.params):
+            array = self._open()
+            source = array if _is_sliced(array) else np.asarray(array)
+        for i in range(self.shape[0]):
+            yield dataclasses.replace(self, shape=self.shape[1:], noted=None, source=source[i])
+
     def put(self, where: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
-        """Onto devices; of what other processes hold nothing is read."""
-        indices = where.addressable_devices_indices_map(self.shape).values()
+        """Onto devices; of what other processes hold nothing is read.
+
+        A slice of the leading axis at a time where its chunks are slices and it is large, so that
+        the host has room for one slice, if it is not itself where the array lives.
+        """
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        large = math.prod(self.shape) * dtype.itemsize > SLICED
+        with _readable(self.params):
+            sliced = large and _is_sliced(self._open())
+        if not sliced or where.shard_shape(self.shape)[0] < self.shape[0]:
+            return self._put(where, dtype)
+        whole = jax.jit(functools.partial(jnp.zeros, self.shape, dtype), out_shardings=where)()
+        filled = jax.jit(_filled, donate_argnums=0, out_shardings=where)
+        for i in range(self.shape[0]):
+            whole = jax.block_until_ready(filled(whole, self._put(where, dtype, i), i))
+        return whole
+
+    def _put(
+        self, where: jax.sharding.Sharding, dtype: np.dtype, index: int | None = None
+    ) -> jax.Array:
+        """All of it, or the slice [1, ...] at ``index``, which lies as the array does."""
+        begin, length = (0, self.shape[0] if self.shape else 0) if index is None else (index, 1)
+        shape = (length, *self.shape[1:]) if self.shape else ()
+        indices = where.addressable_devices_indices_map(shape).values()
         bounds = [
             [part.indices(n)[:2] for part in dimension]
-            for n, dimension in zip(self.shape, zip(*indices, strict=True), strict=True)
+            for n, dimension in zip(shape, zip(*indices, strict=True), strict=True)
         ]
         first = [min(begin for begin, _ in one) for one in bounds]
         last = [max(end for _, end in one) for one in bounds]
-        values = self.read(dtype, [slice(a, b) for a, b in zip(first, last, strict=True)])
+        box = [slice(a, b) for a, b in zip(first, last, strict=True)]
+        if box:
+            box[0] = slice(box[0].start + begin, box[0].stop + begin)
+        values = self.read(dtype, box)
 
         def held(index: Any) -> np.ndarray:
-            ends = [p.indices(n) for p, n in zip(index, self.shape, strict=True)]
+            ends = [p.indices(n) for p, n in zip(index, shape, strict=True)]
             return values[
                 tuple(slice(a - o, b - o) for (a, b, _), o in zip(ends, first, strict=True))
             ]
 
         # Waited for, so that no more than one array is on its way.
-        return jax.block_until_ready(jax.make_array_from_callback(self.shape, where, held))
+        return jax.block_until_ready(jax.make_array_from_callback(shape, where, held))
 
     def _open(self) -> Any:
         import tensorstore as ts
 
+        if self.source is not None:
+            return self.source
         return ts.open(array_spec(self.params, self.name), open=True, read=True).result()
+
+
+def _filled(whole: jax.Array, part: jax.Array, at: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, at, 0)
 
 
 def _is_sliced(array: Any) -> bool:
     """Whether each index of the leading axis is a chunk of its own."""
-    return (array.chunk_layout.read_chunk.shape or (0,))[0] == 1
+    return (
+        not isinstance(array, np.ndarray) and (array.chunk_layout.read_chunk.shape or (0,))[0] == 1
+    )
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -135,15 +135,16 @@ def test_a_permutation_along_an_axis():
 
 def test_what_goes_between_slices_is_told_apart():
     line = (
-        "  %send.3 = (f32[1024,8,128]{2,1,0}, u32[], token[]) send(%x, %token), channel_id=2, "
+        "  %send.3 = (f32[1024,8,128]{2,1,0}, u32[], token[]) send(%x, %token), channel_id=9, "
         'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}\n'
-        "  %done = token[] send-done(%send.3), channel_id=2\n  ROOT %while.1"
+        "  %done = token[] send-done(%send.3), channel_id=9\n  ROOT %while.1"
     )
     text = LOOP.replace("GROUPS", "{{0,2,4,6},{1,3,5,7}}").replace("STATED", "")
     mesh = {"data": 2, "fsdp": 4, "tensor": 2}
     found = collectives(text.replace("  ROOT %while.1", line), mesh, slices=2)
     assert {(c.kind, c.axis) for c in found} == {("all-reduce", "slices"), ("all-gather", "fsdp")}
     assert found[0] == Collective("all-reduce", "slices", 1, 1024 * 8 * 128 * 4)
+    assert found[1].count == 32  # though its channel has the same number
 
 
 def test_text_that_is_no_hlo_is_refused():

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
-from vljax.bench.compile import abstract_batch, lower_step, out_of_memory
+from vljax.bench.compile import abstract_batch, largest, lower_step, out_of_memory
 from vljax.bench.hlo import Collective
 from vljax.bench.plan import answer, ranked, table
 from vljax.bench.roofline import axis_rate, bound
@@ -152,6 +153,8 @@ def test_a_message_of_the_compiler_becomes_a_sentence():
     assert needed == pytest.approx(25.61)
     assert reason.startswith("needs at least 25.61 GiB of 15.75 GiB; the largest buffers are bf16[")
     assert out_of_memory("INTERNAL: something else") == (0.0, "")
+    parts = {"batch": 2**20, "frozen": 3 * 2**30, "optimizer": 2**29}
+    assert largest(parts) == "frozen of 3.00 GiB, optimizer of 0.50 GiB"
 
 
 class Place:
@@ -208,6 +211,23 @@ def test_a_bound_is_from_its_longest_term_to_their_sum():
 def test_names_that_are_no_topology_are_told_with_what_was_meant(name, meant):
     with pytest.raises(ValueError, match=rf"expected CHIP:SHAPE such as .*{meant}"):
         describe(name)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("ABORTED: Internal error: /tmp/libtpu_lockfile is held", "another process holds libtpu"),
+        ("libtpu.so: cannot open shared object file", r"pip install 'vljax\[plan-tpu\]'"),
+        ("UNKNOWN: no such torus", "TPU v5e does not come in 4x4, but in .*no such torus"),
+    ],
+)
+def test_what_keeps_the_tpu_compiler_away_is_one_sentence(raised, told, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError(raised)
+
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(ValueError, match=told):
+        describe("v5e:4x4")
 
 
 def test_ties_are_told_by_what_does_not_overlap():

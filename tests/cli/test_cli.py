@@ -1,6 +1,8 @@
 """The console script in this process: exit codes, one sentence for what a user can mend."""
 
+import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,8 +35,22 @@ class Parrot:
         return [f"{requests[0].question} {heard} {len(requests[0].history)}"]
 
 
+class ParrotSession:
+    """What a conversation asks; its answers come in words."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def answer(self, request, sampling, seed):
+        return self.engine.answer([request], sampling, seed)[0]
+
+    def stream(self, request, sampling, seed):
+        yield from re.findall(r"\S+ ?", self.answer(request, sampling, seed))
+
+
 @pytest.fixture
 def parrot(monkeypatch):
+    monkeypatch.setattr("vljax.generate.chat.Session", ParrotSession)
     monkeypatch.setattr(
         "vljax.generate.chat.load", lambda name, dtype, **_: SimpleNamespace(engine=Parrot())
     )
@@ -152,6 +168,31 @@ def test_chat_until_the_input_ends(run, parrot, clip, monkeypatch):
     code, out, err = run("chat", clip)
     assert (code, out) == (0, "Who? picture and sound 0\n")
     assert "ask away" in err
+
+
+def test_chat_streams(run, parrot, clip, monkeypatch):
+    """Each piece is on the terminal before the next one is made."""
+    lines, shown = iter(["Who?", ""]), []
+
+    class Told(io.StringIO):
+        def flush(self):
+            shown.append(self.getvalue())
+
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    monkeypatch.setattr("sys.stdout", Told())
+    assert cli.main(["chat", str(clip)]) == 0
+    words = ["Who?", "picture", "and", "sound", "0"]
+    assert shown[:5] == [" ".join(words[: i + 1]) + " " * (i < 4) for i in range(5)]
+
+
+def test_prompts_of_a_chat(run, parrot, clip):
+    code, out, _ = run("chat", clip, "--ask", "Who?", "--print-prompt")
+    assert code == 0
+    prompt, told = out.splitlines()
+    assert prompt.endswith("</Video>  Who?###Assistant:")
+    assert ", 16 of them media: " in told and told.count("<ImageHere> x 8") == 2
+    code, out, err = run("chat", clip, "--print-prompt")
+    assert (code, out) == (2, "") and "--print-prompt needs --ask" in err
 
 
 def test_chat_draws_what_the_model_gets(run, parrot, clip, tmp_path, monkeypatch):

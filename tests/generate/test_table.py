@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vljax.generate import rows
+from vljax.generate import running
 from vljax.generate.engine import Request
 from vljax.generate.media import Media
 from vljax.generate.sampling import Sampling, filtered
@@ -100,7 +100,7 @@ def test_each_row_has_its_own_nucleus():
         Sampling(2.0, top_k=7, top_p=0.8),
         Sampling(1.3, top_k=1, top_p=0.1),
     ]
-    found = rows.nucleus(logits, rows.draws(samplings, [0] * 4))
+    found = running.nucleus(logits, running.draws(samplings, [0] * 4))
     for i, sampling in enumerate(samplings):
         wanted = filtered(logits[i : i + 1], sampling)[0]
         np.testing.assert_allclose(found[i], wanted, rtol=1e-6)

@@ -8,17 +8,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vljax.bench.compile import Program, held_bytes
-from vljax.generate import decode
+from vljax.generate import decode, loading
 from vljax.generate.engine import ONLY_TRAINING, SIGHT, SOUND
-from vljax.models import precision
 from vljax.models.precision import Formats
 from vljax.models.sizes import VideoLlamaSize
-from vljax.models.video_llama import VideoLlama, abstract_parameters
+from vljax.models.video_llama import VideoLlama
 from vljax.nn.layers import constraining
 from vljax.nn.stack import CPU_OPTIONS
 from vljax.sharding.placement import Placement
@@ -28,7 +26,7 @@ from vljax.train import flops
 LLM = ("llama",)
 SIGHTS = tuple(dict.fromkeys(part.partition("/")[0] for part in SIGHT))  # ln_vision, too
 LOOKUP = "llama/tokens/embedding"  # of which a token reads one row, unless it is the head as well
-CACHE_AXES = (None, "batch", None, "act_heads", None)
+CACHE_AXES = ("batch", "act_heads", None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +41,8 @@ class Model:
 
     def weights(self, placement: Placement) -> Tree:
         """Its abstract arrays, where a strategy puts them."""
-        boxed = abstract_parameters(self.size)
-        dtypes = dict.fromkeys(flatten(nn.unbox(boxed)), self.dtype)
-        boxed = precision.held(boxed, self.formats, dtypes)
-        where = flatten(placement.parameters(boxed))
-        arrays = {name: x for name, x in flatten(nn.unbox(boxed)).items() if self._has(name)}
-        return unflatten({name: _placed(x, where[name]) for name, x in arrays.items()})
+        held = loading.held(self.size, self.dtype, self.formats, placement, self._has)
+        return unflatten(dict(held))
 
     def _has(self, name: str) -> bool:
         parts = LLM + (SIGHTS if self.sees else ()) + (SOUND if self.hears else ())
@@ -75,7 +69,7 @@ class Answering(Program):
 def programs(model: Model, weights: Tree, placement: Placement, load: Load) -> dict[str, Answering]:
     """See, hear (as far as the model does), prefill and decode, which is one token of each row."""
     made = {}
-    module = VideoLlama(model.size, model.dtype)
+    module = VideoLlama(model.size, model.dtype, apart=True)
     for name, (encode, parts, media) in _encoders(model, load).items():
         inputs = [_rows(x, placement) for x in media]
         made[name] = _lowered(_of(encode, module), placement, weights, parts, inputs)

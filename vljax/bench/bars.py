@@ -20,6 +20,7 @@ COLOURS = {
     "temporaries": "#9d9da3",
     BEYOND: REFUSED,
     "compute": "#0072b2",
+    "repeated compute": "#56b4e9",
     "HBM": "#f0e442",
     "ICI or NVLink": "#009e73",
     "network": "#cc79a7",

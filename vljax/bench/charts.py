@@ -63,9 +63,10 @@ def step_time(rows: Sequence[Row], size: Size) -> Any:
 
 
 def _time_bar(row: Row, size: Size) -> Bar:
-    terms = {"compute": "compute", "hbm": "HBM", "ici": "ICI or NVLink", "dcn": "network"}
+    terms = {"compute": "compute", "repeated": "repeated compute", "hbm": "HBM"}
+    terms |= {"ici": "ICI or NVLink", "dcn": "network"}
     bound = row["bound_s"]
-    parts = {told: bound[term] for term, told in terms.items()}
+    parts = {told: bound.get(term, 0.0) for term, told in terms.items()}
     low, high = bound["low"], bound["high"]
     below = "" if row["fits"] else "does not fit"
     note = f"{low:.3g} – {high:.3g}"

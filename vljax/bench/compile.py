@@ -34,11 +34,15 @@ Facts = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is to be compiled. ``parts``: bytes a device of what its arguments are."""
+    """What is to be compiled. ``parts``: bytes a device of what its arguments are.
+
+    ``options`` of the compiler, beside those it always gets.
+    """
 
     mesh: Mesh
     parts: dict[str, int]
     stage: Any  # jax.stages.Lowered
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @functools.cached_property
     def text(self) -> str:
@@ -134,7 +138,7 @@ def ask_compiler(lowered: Program, topology: Topology) -> tuple[Any, Facts]:
     """The program, and why it does not fit, its memory, its collectives, what a device computes."""
     with tempfile.TemporaryDirectory() as folder:
         # The text of a compiled step can't be asked for on some TPUs (XLA fails a check).
-        options: dict[str, Any] = {"xla_dump_to": folder}
+        options: dict[str, Any] = {"xla_dump_to": folder, **lowered.options}
         if topology.backend == "cuda" and not topology.here:
             options["xla_gpu_autotune_level"] = "0"  # there is no card to try kernels on
             # Triton's, untuned, finds no tiles for 257 tokens a frame.
@@ -147,6 +151,8 @@ def ask_compiler(lowered: Program, topology: Topology) -> tuple[Any, Facts]:
                 raise
             arguments = sum(lowered.parts.values()) / GIB
             memory = {"arguments": arguments, "temporaries": None, "peak": needed}
+            if "largest buffers" not in reason:  # the step's arguments alone are too much
+                reason += f"; the largest arguments are {largest(lowered.parts)}"
             told = {"reason": reason, "hbm_gib": memory, "collectives": []}
             return None, told | {"flops_compiled_per_device": 0, "bytes_written_per_device": 0}
         text = _dumped(folder, program)
@@ -159,6 +165,12 @@ def ask_compiler(lowered: Program, topology: Topology) -> tuple[Any, Facts]:
         "flops_compiled_per_device": done.flops,
         "bytes_written_per_device": done.written,
     }
+
+
+def largest(parts: Mapping[str, int], most: int = 2) -> str:
+    """The largest in words: "frozen of 26.43 GiB, optimizer of 0.20 GiB"."""
+    ordered = sorted(parts.items(), key=lambda part: -part[1])[:most]
+    return ", ".join(f"{name} of {size / GIB:.2f} GiB" for name, size in ordered)
 
 
 def _memory(stats: Any) -> Facts:

@@ -95,7 +95,7 @@ def cuda_devices(chip: Chip, shape: str) -> tuple[Any, ...]:
     except NotImplementedError as error:
         raise ValueError(
             f"topology {chip.name}:{shape}: the CUDA compiler is not installed; pip install "
-            "--no-deps jax-cuda12-plugin jax-cuda12-pjrt, of jax's own version"
+            "'vljax[plan-gpu]'"
         ) from error
     except Exception as error:  # whatever the plug-in raises
         raise ValueError(

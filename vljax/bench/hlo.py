@@ -58,7 +58,8 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
 
     Those of one kind and axis are added up, times the trip counts of their loops. A channel that
     stands in the text several times is one collective: asynchronous fusions write it again wherever
-    a piece of it goes on, inside inner loops too. It counts where it is run least often.
+    a piece of it goes on, inside inner loops too. It counts where it is run least often. What goes
+    between slices has channels of its own, which may have the same numbers.
     ``slices``: how many the mesh spans; the text then speaks of the devices of one.
     """
     found: dict[str, Collective] = {}
@@ -66,7 +67,8 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
         if not _kind(body):
             continue
         channel = re.search(r"channel_id=(\d+)", body)
-        key = f"channel {channel[1]}" if channel else name
+        space = "send" if " send(" in body else "channel"
+        key = f"{space} {channel[1]}" if channel else name
         if key not in found or found[key].count > times:
             found[key] = _collective(body, times, mesh, slices)
     return added(c for c in found.values() if c.axis)

@@ -21,7 +21,7 @@ import jax
 
 from vljax.bench.compile import Lowered, Program, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
-from vljax.bench.quick import with_encoders, without_encoders
+from vljax.bench.quick import HASTE, with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
 from vljax.bench.search import Candidate, Row, largest_batch
 from vljax.bench.topology import Topology, describe
@@ -98,7 +98,9 @@ def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
     problem, rows = candidate.applied(run.problem), candidate.batch * len(topology.devices)
     problem = without_encoders(problem) if run.quick else problem
     batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
-    return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
+    lowered = lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
+    hasty = run.quick and topology.backend == "tpu"
+    return dataclasses.replace(lowered, options=HASTE) if hasty else lowered
 
 
 def completed(run: Planned, candidate: Candidate, lowered: Lowered, facts: Row) -> Row:
@@ -126,7 +128,8 @@ def cached(
     lowered: P, topology: Topology, cache: Path, compiled: Callable[[P, Topology], Row]
 ) -> Row:
     """What ``compiled`` says of a program, from the disk if it has been asked before."""
-    told = "\n".join([topology.name, *versions(topology.backend), lowered.text])
+    options = [f"{name}={value}" for name, value in sorted(lowered.options.items())]
+    told = "\n".join([topology.name, *versions(topology.backend), *options, lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())

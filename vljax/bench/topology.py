@@ -123,6 +123,11 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> tuple[Any, .
                 platform="tpu", topology_name=f"{chip.name}:{shape}", **options
             )
         except Exception as error:  # whatever libtpu raises
+            if "lockfile" in str(error):
+                raise ValueError(
+                    f"topology {name}: another process holds libtpu, and "
+                    "ALLOW_MULTIPLE_LIBTPU_LOAD forbids a second; set it to 1, or wait"
+                ) from error
             if "libtpu" in str(error).lower() or isinstance(error, ImportError):
                 raise ValueError(
                     f"topology {name}: the TPU compiler is not installed; pip install "

@@ -1,7 +1,6 @@
 """``vljax chat [CLIP|IMAGE]``: ask about what a clip shows and sounds like."""
 
 import argparse
-import functools
 import json
 import sys
 import time
@@ -9,22 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vljax.cli.asking import add_model_flags, add_sampling_flags, load_model, names, sampling_of
+
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
-    from vljax.generate.chat import SAMPLE, Conversation, load
+    from vljax.generate.chat import SAMPLE, Conversation
     from vljax.generate.media import draw, read_media
-    from vljax.generate.sampling import Sampling
 
-    chosen = args.temperature, args.top_k, args.top_p, args.max_new_tokens, args.repetition_penalty
-    sampling = Sampling(*chosen, args.beams, args.length_penalty)
+    sampling = sampling_of(args)
     clip = args.clip or SAMPLE
     shown = Path(f"{clip.name}-shown.png")
+    if args.print_prompt and len(args.ask) == 1:  # later ones hold answers
+        print_prompt(args, clip)
+        return
     if args.show and shown.exists():
         raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
-    told = functools.partial(print, file=sys.stderr)
-    wanted = {n: getattr(args, n) for n in ("quantise", "quantise_vit", "sharding")}
-    model = load(args.model, args.dtype, **wanted, tell=told)
+    model = load_model(args)
     senses = model.engine.senses(not args.no_video, not args.no_audio)
     media = read_media(clip, model.engine.size, *senses)
     if args.clip and args.model == "tiny":
@@ -37,6 +37,9 @@ def main(argv: Sequence[str]) -> None:
         draw(media, shown)
         print(f"frames and sound as the model gets them: {shown}", file=sys.stderr)
     conversation = Conversation(model.engine, media, sampling)
+    if args.print_prompt:
+        print_prompts(conversation, args)
+        return
     if args.ask:
         answers = [timed(conversation, question) for question in args.ask]
         if args.json:
@@ -52,38 +55,47 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vljax chat", description=__doc__)
     parser.add_argument("clip", nargs="?", type=Path, help="a clip or an image; else a sample clip")
     parser.add_argument("--ask", action="append", metavar="Q", help="a question; may be repeated")
-    parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), help="to compute in; else as the folder says"
-    )
-    parser.add_argument(
-        "--quantise", choices=("int8", "int4"), default="", help="to hold the language model in"
-    )
-    parser.add_argument(
-        "--quantise-vit", choices=("int8",), default="", help="to hold the image encoder in"
-    )
-    parser.add_argument(
-        "--sharding", default="", metavar="STRATEGY", help="over all devices, as in training: fsdp"
-    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--no-audio", action="store_true", help="do not listen")
     parser.add_argument("--no-video", action="store_true", help="do not look")
     parser.add_argument(
         "--show", action="store_true", help="draw what the model gets as CLIP-shown.png, here"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    parser.add_argument("--top-k", type=int, default=50)
-    parser.add_argument("--top-p", type=float, default=0.9)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default) is none")
-    parser.add_argument("--beams", type=int, default=1, help="of beam search; 1 (default) is none")
     parser.add_argument(
-        "--length-penalty", type=float, default=1.0, help="of beams; longer above 0"
+        "--print-prompt", action="store_true", help="the prompt and its ids, in an answer's place"
     )
+    add_model_flags(parser)
+    add_sampling_flags(parser)
     args = parser.parse_args(argv)
-    if args.json and not args.ask:
-        parser.error("--json needs --ask")
+    for flag in ("json", "print_prompt"):
+        if getattr(args, flag) and not args.ask:
+            parser.error(f"--{flag.replace('_', '-')} needs --ask")
     return args
+
+
+def print_prompt(args: argparse.Namespace, clip: Path) -> None:
+    """The only question's prompt, for which no weights are read."""
+    from vljax.generate.engine import Request
+    from vljax.generate.media import read_media
+    from vljax.generate.prompts import Prompter, show_prompt
+    from vljax.obtain import obtain
+
+    prompter = Prompter(obtain(names(args.model), args.llm))
+    senses = prompter.senses(not args.no_video, not args.no_audio)
+    request = Request(args.ask[0], read_media(clip, prompter.size, *senses))
+    print(show_prompt(prompter, request, args.max_new_tokens))
+
+
+def print_prompts(conversation: Any, args: argparse.Namespace) -> None:
+    """Those of several questions: all but the first hold answers, which are generated."""
+    from vljax.generate.engine import Request
+    from vljax.generate.prompts import show_prompt
+
+    for i, question in enumerate(args.ask):
+        request = Request(question, conversation.media, conversation.history)
+        print(show_prompt(conversation.engine, request, args.max_new_tokens))
+        if i + 1 < len(args.ask):
+            conversation.ask(question)
 
 
 def timed(conversation: Any, question: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 VERBS = {
     "chat": "ask about a clip or an image",
     "serve": "answer over HTTP, as OpenAI's API does, with a page to talk to",
+    "run": "answer a file of questions, in batches",
+    "probe": "what an answer rests on: the picture, the sound, or the question alone",
     "train": "run a stage, or all of them",
     "encode": "run the frozen towers over all media once, to train from what they make",
     "plan": "which sharding strategy fits which machine, before it is rented",

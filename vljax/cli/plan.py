@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         prog="vljax plan",
         description=__doc__,
         epilog="every field of the config is a flag: --config.remat=dots. Compilers: pip install "
-        "'vljax[plan-tpu]' for TPUs; for GPUs see the README.",
+        "'vljax[plan-tpu]' for TPUs, 'vljax[plan-gpu]' for GPUs.",
     )
     add = parser.add_argument
     add("--config", metavar="FILE[:ARG]", required=True, help="a stage's config, with its size")

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="vljax plan --infer",
         description=__doc__,
-        epilog="compilers: pip install 'vljax[plan-tpu]' for TPUs; for GPUs see the README.",
+        epilog="compilers: pip install 'vljax[plan-tpu]' for TPUs, 'vljax[plan-gpu]' for GPUs.",
     )
     add = made.add_argument
     add("--config", metavar="FILE[:ARG]", required=True, help="a config of the model's size")

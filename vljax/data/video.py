@@ -302,13 +302,23 @@ def _read_in_order(path: MediaFile, indices: list[int], size: Size) -> tuple[dic
     return frames, decoded
 
 
+def has_frames(path: str | MediaFile) -> bool:
+    """Whether there is a video stream to decode. Raises MediaError as ``open_media``."""
+    with open_media(path) as container:
+        return any(map(_is_decodable, container.streams.video))
+
+
+def _is_decodable(stream: av.VideoStream) -> bool:
+    # The cover of a song is a video stream of one picture; an unknown codec has no context.
+    cover = stream.disposition & av.stream.Disposition.attached_pic
+    return bool(stream.codec_context and not cover)
+
+
 def _video_stream(container: av.container.InputContainer, path: MediaFile) -> av.VideoStream:
-    for stream in container.streams.video:
-        # The cover of a song is a video stream of one picture; an unknown codec has no context.
-        if stream.codec_context and not stream.disposition & av.stream.Disposition.attached_pic:
-            # Clips are read in parallel processes: threads inside each only get in the way.
-            stream.thread_type = "NONE"
-            return stream
+    for stream in filter(_is_decodable, container.streams.video):
+        # Clips are read in parallel processes: threads inside each only get in the way.
+        stream.thread_type = "NONE"
+        return stream
     raise MediaError(f"{path.name} has no video stream to decode: use a file with a picture")
 
 

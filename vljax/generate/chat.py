@@ -1,15 +1,19 @@
 """The public face: ``vljax.load("tiny").chat("clip.mp4", "What happens?")``."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+from vljax.generate.embed import Embedding, embed, read_sight_tower, sight_size
 from vljax.generate.engine import Engine, Request, load_engine
-from vljax.generate.media import Media, read_media
+from vljax.generate.media import Media, has_picture, read_media, read_pair
+from vljax.generate.rows import as_request
 from vljax.generate.sampling import Sampling
 from vljax.generate.session import Session
+from vljax.store import Tree
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent.parent
@@ -56,10 +60,11 @@ class Conversation:
 
 @dataclasses.dataclass
 class Model:
-    """A loaded model. ``name`` is what it was loaded as."""
+    """A loaded model. ``name`` is what it was loaded as, ``folder`` where its weights lie."""
 
     engine: Engine
     name: str
+    folder: Path | None = None
 
     def chat(
         self, clip: str | Path, question: str, *, look: bool = True, listen: bool = True
@@ -86,10 +91,52 @@ class Model:
         return Conversation(self.engine, media, sampling)
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
+        self,
+        requests: Sequence[Request | Mapping[str, Any] | tuple[str | Path, str]],
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
     ) -> list[str]:
-        """Answers many requests, batched; at temperature 0 the batch does not change an answer."""
-        return self.engine.answer(requests, sampling, seed)
+        """Answers many requests, batched; at temperature 0 the batch does not change an answer.
+
+        A request is a file and a question, the fields of a line for ``vljax run`` (without id and
+        sampling), or a Request. Raises MediaError, and ValueError for fields that are wrong.
+        """
+        read = functools.cache(functools.partial(read_pair, size=self.engine.size))
+        asked = [
+            r if isinstance(r, Request) else as_request(r, self.engine.senses, read)
+            for r in requests
+        ]
+        return self.engine.answer(asked, sampling, seed)
+
+    @overload
+    def embed(self, files: str | Path) -> Embedding: ...  # type: ignore[overload-overlap]
+    @overload
+    def embed(self, files: Sequence[str | Path]) -> list[Embedding]: ...
+    def embed(self, files: str | Path | Sequence[str | Path]) -> Embedding | list[Embedding]:
+        """What the towers make of images, clips and sounds: see ``Embedding``.
+
+        Raises MediaError for a file that is not there or can't be read.
+        """
+        if isinstance(files, str | Path):
+            return self.embed([files])[0]
+        size = self.engine.size
+        looks = [has_picture(file) for file in files]
+        pairs = list(zip(files, looks, strict=True))
+        media = [read_media(file, size, look) for file, look in pairs]
+        if not self.sight_tower:
+            return embed(self.engine, media, media, {})
+        larger = sight_size(size)
+        same = larger == size
+        sights = [
+            m if same or not look else read_media(file, larger, True, False)
+            for m, (file, look) in zip(media, pairs, strict=True)
+        ]
+        return embed(self.engine, media, sights, self.sight_tower)
+
+    @functools.cached_property
+    def sight_tower(self) -> Tree:
+        """ImageBind's for pictures, which only ``embed`` needs; {} where there is none."""
+        return {} if self.folder is None else read_sight_tower(self.folder, self.engine.dtype)
 
 
 def load(
@@ -112,4 +159,5 @@ def load(
     Raises WeightsError for a folder that holds none.
     """
     folder = TINY_WEIGHTS if str(name) == "tiny" else Path(name)
-    return Model(load_engine(folder, dtype, quantise, quantise_vit, tell, sharding), str(name))
+    engine = load_engine(folder, dtype, quantise, quantise_vit, tell, sharding)
+    return Model(engine, str(name), folder)

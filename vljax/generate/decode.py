@@ -283,10 +283,20 @@ def ends(ids: jax.Array, last: jax.Array, stops: Stops) -> jax.Array:
 def encode_frames(
     model: VideoLlama, params: Tree, frames: jax.Array, valid: jax.Array
 ) -> jax.Array:
-    """frames uint8 [B, T, H, W, 3], valid bool [B, T] -> soft prompts [B, queries, D]."""
+    """frames uint8 [B, T, H, W, 3], valid bool [B, T] -> soft prompts [B, queries, D].
+
+    Without a Video Q-Former (MiniGPT-4) T must be 1; raises ValueError.
+    """
+    images_only = "video_qformer" not in params
+    if images_only and frames.shape[1] > 1:
+        raise ValueError(
+            "clip: these weights understand single images (they have no Video Q-Former); ask about "
+            "an image, or convert Video-LLaMA's vision branch with them"
+        )
 
     def encode(model: VideoLlama, frames: jax.Array, valid: jax.Array) -> jax.Array:
-        return model.video_tokens(model.frame_tokens(frames, pixels=True), valid)
+        tokens = model.frame_tokens(frames, pixels=True)
+        return model.image_tokens(tokens) if images_only else model.video_tokens(tokens, valid)
 
     media: Any = model.apply({"params": params}, frames, valid, method=encode)
     return media

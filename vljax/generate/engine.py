@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from vljax import store
 from vljax.data.text import TEMPLATES, Template, close_turn, open_turn, spoken
 from vljax.data.tokenizer import Tokenizer
-from vljax.generate import decode
+from vljax.generate import decode, loading
 from vljax.generate.beam import beam_search
 from vljax.generate.compiled import placed
 from vljax.generate.media import FRAMES, Media
@@ -42,6 +41,7 @@ SIGHT = (
     "video_qformer",
     "video_proj",
 )
+IMAGES = ("frame_encoder/vit", "frame_encoder/qformer", "video_proj")  # MiniGPT-4
 SOUND = ("imagebind/sound", "audio_position", "audio_qformer", "audio_proj")
 
 
@@ -86,8 +86,7 @@ class Engine:
 
         Raises WeightsError where they have none of them.
         """
-        sees = look and self._has(SIGHT)
-        hears = listen and self._has(SOUND)
+        sees, hears = look and self.sees, listen and self.hears
         if (look or listen) and not (sees or hears):
             raise WeightsError(
                 f"weights: got {', '.join(self.params)}, which neither see nor hear; convert the "
@@ -99,9 +98,23 @@ class Engine:
             log.warning("these weights have no vision branch: the picture is not used")
         return sees, hears
 
-    def _has(self, parts: Sequence[str]) -> bool:
+    @property
+    def sees(self) -> bool:
+        return self.has(*SIGHT) or self.has(*IMAGES)
+
+    @property
+    def hears(self) -> bool:
+        return self.has(*SOUND)
+
+    def has(self, *parts: str) -> bool:
         names = store.flatten(self.params)
         return all(any(store.is_under(name, (part,)) for name in names) for part in parts)
+
+    @property
+    def picture_queries(self) -> int:
+        """How many vectors stand for a picture."""
+        whole = "video_qformer" in self.params
+        return (self.size.video_qformer if whole else self.size.qformer).queries
 
     def answer(
         self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
@@ -141,11 +154,7 @@ class Engine:
         The oldest turns of a long conversation are dropped, with a warning; its media stay. (The
         original cuts from the left, media and all.)
         """
-        counts = []
-        if request.media is not None and request.media.mel is not None:
-            counts.append(self.size.audio_qformer.queries)
-        if request.media is not None and request.media.frames is not None:
-            counts.append(self.size.video_qformer.queries)
+        counts = self._counts(request.media)
         ids = self.tokenizer.encode_prompt(self.prompt(request), counts)
         dropped = 0
         while len(ids) > room and request.history:
@@ -157,6 +166,20 @@ class Engine:
                 "the conversation is too long: its first %d questions are left out", dropped
             )
         return ids
+
+    def answered_ids(self, request: Request, answer: str) -> list[int]:
+        """The prompt's ids with an answer and what ends it, as a later turn would have them."""
+        text = self.prompt(request) + close_turn(answer, self.template)
+        return self.tokenizer.encode_prompt(text, self._counts(request.media))
+
+    def _counts(self, media: Media | None) -> list[int]:
+        """Placeholders of each medium, in the prompt's order."""
+        counts = []
+        if media is not None and media.mel is not None:
+            counts.append(self.size.audio_qformer.queries)
+        if media is not None and media.frames is not None:
+            counts.append(self.picture_queries)
+        return counts
 
     def encode(self, media: Sequence[Media | None]) -> jax.Array | None:
         """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's.
@@ -199,18 +222,29 @@ class Engine:
         padded = list(requests) + [requests[-1]] * (fit(len(requests), SIZES) - len(requests))
         room = LENGTHS[-1] - sampling.max_new_tokens
         prompts = [self.prompt_ids(r, room) for r in padded]
-        tokens, mask = self.pad(prompts, fit(max(map(len, prompts)), LENGTHS))
+        padded_to = fit(max(map(len, prompts)), LENGTHS)
+        tokens, mask = map(jnp.asarray, self.pad(prompts, padded_to))
         media, key = self.encode([r.media for r in padded]), jax.random.key(seed)
-        given: tuple[Any, ...] = tokens, mask, media
         with placed(self.placement):
             if sampling.beams == 1:
-                rest: tuple[Any, ...] = key, sampling, self.stops, self.tokenizer.special
-                ids, _ = decode.generate(self.model, self.params, *given, *rest)
+                ids = decode.generate(
+                    self.model,
+                    self.params,
+                    tokens,
+                    mask,
+                    media,
+                    key=key,
+                    sampling=sampling,
+                    stops=self.stops,
+                    special=self.tokenizer.special,
+                )[0]
             else:
                 ids = beam_search(
                     self.model,
                     self.params,
-                    *given,
+                    tokens,
+                    mask,
+                    media,
                     beams=sampling.beams,
                     max_new_tokens=sampling.max_new_tokens,
                     length_penalty=sampling.length_penalty,
@@ -258,49 +292,41 @@ def load_engine(
     """The model in a folder that ``vljax train`` (stage=all) or ``vljax convert`` wrote.
 
     Computes in ``dtype``, by default in what the manifest says. Where a converted set lacks a
-    branch, the engine does too. ``quantise``, ``quantise_vit``: see ``precision.formats``; an array
+    branch, the engine does too. ``quantise``, ``quantise_vit``: see ``precision.formats``; a layer
     is quantised as it is read. ``tell`` is told beforehand what the weights take. ``sharding``: a
     strategy over all devices, by the names that training has; "" is the first device alone.
     """
     folder = Path(folder)
     formats = precision.formats(quantise, quantise_vit)
-    manifest = _manifest_of_model(folder)
+    manifest = manifest_of_model(folder)
     size = size_of(manifest)
     tokenizer = Tokenizer(folder, size.llama.vocab)
     dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
-    boxed = abstract_parameters(size)
-    wanted = store.flatten(nn.unbox(boxed))
-    parts = tuple(manifest.get("parts", wanted))
-    wanted = {n: x for n, x in wanted.items() if store.is_under(n, parts)}
-    wanted = {n: x for n, x in wanted.items() if not store.is_under(n, ONLY_TRAINING)}
-    given = store.unflatten(store.stored(folder)[0])
-    picked = store.flatten(store.pick(given, store.unflatten(wanted), str(folder)))
-    held = precision.held(store.unflatten(wanted), formats, dict.fromkeys(wanted, dtype))
-    tell(precision.told(precision.weights_bytes(held), precision.free_bytes()))
-    importance = precision.importances(picked, size, formats)
-    placement, where = None, dict.fromkeys(store.flatten(held))
+    placement = None
     if sharding:
         placement = Placement(strategy(sharding), make_mesh(strategy(sharding)))
-        where = store.flatten(placement.parameters(precision.held(boxed, formats, {})))
-    arrays: dict[str, jax.Array] = {}
-    for name, array in picked.items():  # one by one, so that no float model is held
-        for part, x in precision.read(name, array, formats, dtype, importance.get(name)).items():
-            arrays |= _put(part, x, where[part])
-    template = TEMPLATES[manifest["template"]]
-    return Engine(size, store.unflatten(arrays), tokenizer, template, dtype, placement)
+    has = _parts(manifest)
+    whole = {n: x for n, x in store.flatten(nn.unbox(abstract_parameters(size))).items() if has(n)}
+    given = store.unflatten(store.stored(folder)[0])
+    picked = store.flatten(store.pick(given, store.unflatten(whole), str(folder)))
+    held = loading.held(size, dtype, formats, placement, has)
+    tell(loading.told(held))
+    params = store.unflatten(loading.read(picked, size, formats, held))
+    return Engine(size, params, tokenizer, TEMPLATES[manifest["template"]], dtype, placement)
 
 
-def _put(name: str, x: np.ndarray, where: NamedSharding | None) -> dict[str, jax.Array]:
-    """On its devices; an array of the language model's layers as ``take_apart`` would have it."""
-    _, found, rest = name.partition("llama/layers/")
-    if not found:
-        return {name: jax.device_put(x, where)}
-    if where is not None:  # layers are never split
-        where = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
-    return {f"{found}{i}/{rest}": jax.device_put(layer, where) for i, layer in enumerate(x)}
+def _parts(manifest: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which arrays are there to answer with; all but training's, if the manifest names no parts."""
+    parts = manifest.get("parts")
+
+    def has(name: str) -> bool:
+        there = parts is None or store.is_under(name, tuple(parts))
+        return there and not store.is_under(name, ONLY_TRAINING)
+
+    return has
 
 
-def _manifest_of_model(folder: Path) -> dict[str, Any]:
+def manifest_of_model(folder: Path) -> dict[str, Any]:
     """Raises WeightsError where the folder's weights can't answer by themselves."""
     manifest = store.read_manifest(folder)
     if "template" not in manifest:

@@ -70,6 +70,23 @@ def read_media(
     return Media(frames, mel, message)
 
 
+def has_picture(path: str | Path) -> bool:
+    """Whether a file is an image or a clip, and not sound alone (a song's cover is no picture)."""
+    return video.is_image(path) or video.has_frames(path)
+
+
+def read_pair(look: Path | None, listen: Path | None, size: VideoLlamaSize) -> Media | None:
+    """One file's picture and another's sound, or one file's both. Raises MediaError."""
+    if look is None and listen is None:
+        return None
+    if look is None or listen is None or look == listen:
+        path = look or listen
+        assert path is not None
+        return read_media(path, size, look is not None, listen is not None)
+    sound = read_media(listen, size, False, True)
+    return dataclasses.replace(read_media(look, size, True, False), mel=sound.mel)
+
+
 def draw(media: Media, path: str | Path, upscale: int = 4) -> None:
     """Writes a PNG of the frames, left to right, above the mel spectrograms of the sound's clips.
 

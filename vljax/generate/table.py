@@ -5,11 +5,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from vljax.generate import rows as programs
+from vljax.generate import running as programs
 from vljax.generate.compiled import placed
 from vljax.generate.engine import LENGTHS, Engine, Request, fit, kind
 from vljax.generate.media import Media
-from vljax.generate.rows import Rows
+from vljax.generate.running import Rows
 from vljax.generate.sampling import Sampling
 
 G = TypeVar("G", bound=Hashable)

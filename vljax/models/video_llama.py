@@ -104,6 +104,10 @@ class VideoLlama(nn.Module):
         self.sow("intermediates", "video_qformer_out", x)
         return self.video_proj(x)
 
+    def image_tokens(self, frame_tokens: jax.Array) -> jax.Array:
+        """frame_tokens [B, 1, Q, D] -> soft prompts [B, Q, D_llm], as in MiniGPT-4."""
+        return self.video_proj(frame_tokens[:, 0])
+
     def sight_features(self, frames: jax.Array, pixels: bool = False) -> jax.Array:
         """frames [B, T, image, image, 3], as ``frame_tokens``'s -> ImageBind's [B, T, out]."""
         return jax.lax.stop_gradient(self.imagebind.see(frames, pixels))

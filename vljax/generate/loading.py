@@ -1,0 +1,99 @@
+"""What answering holds of a folder's weights, and reading that straight to where it lives."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from vljax.models import precision
+from vljax.models.precision import Formats
+from vljax.models.sizes import VideoLlamaSize
+from vljax.models.video_llama import abstract_parameters
+from vljax.sharding.placement import Placement
+from vljax.store import Stored, flatten, unflatten
+
+LAYERS = "llama/layers/"
+
+
+def held(
+    size: VideoLlamaSize,
+    dtype: Any,
+    formats: Formats,
+    placement: Placement | None,
+    has: Callable[[str], bool],
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Slash names to abstract arrays, the language model's layers apart, where they will lie.
+
+    ``placement``: None is the first device. ``has``: which names there are.
+    """
+    boxed = abstract_parameters(size)
+    boxed = precision.held(boxed, formats, dict.fromkeys(flatten(nn.unbox(boxed)), dtype))
+    where: Mapping[str, Any] = flatten(placement.parameters(boxed)) if placement else {}
+    first = SingleDeviceSharding(jax.devices()[0]) if placement is None else None
+    found: dict[str, jax.ShapeDtypeStruct] = {}
+    for name, x in flatten(nn.unbox(boxed)).items():
+        if has(name):
+            one = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where.get(name, first))
+            found |= _layers_apart(name, one)
+    return found
+
+
+def _layers_apart(name: str, x: jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:
+    if not name.startswith(LAYERS):
+        return {name: x}
+    where = x.sharding
+    if isinstance(where, NamedSharding):  # layers are never split
+        where = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+    layer = jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=where)
+    return {_of_layer(name, i): layer for i in range(x.shape[0])}
+
+
+def _of_layer(name: str, layer: int) -> str:
+    return f"{LAYERS}{layer}/{name.removeprefix(LAYERS)}"
+
+
+def told(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+    """One line: what that takes on this process's devices, and whether it fits."""
+    where = next(iter(wanted.values())).sharding
+    assert where is not None
+    devices = where.addressable_devices
+    sharers = len(devices) if next(iter(devices)).platform == "cpu" else 1
+    sizes = precision.weights_bytes(unflatten(dict(wanted)))
+    return precision.told(sizes, precision.free_bytes(), sharers)
+
+
+def read(
+    arrays: Mapping[str, Stored],
+    size: VideoLlamaSize,
+    formats: Formats,
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+) -> dict[str, jax.Array]:
+    """Reads ``arrays``, each as ``wanted`` (see ``held``) has it; a layer, or an array, at a time.
+
+    No more than that is on the host at once, beside what lives there.
+    """
+    importances = precision.importances(arrays, size, formats)
+    found: dict[str, jax.Array] = {}
+    for stacked, array in arrays.items():
+        for name, one, importance in _pieces(stacked, array, importances.get(stacked)):
+            if precision.form_of(name, formats) is None:
+                where = wanted[name].sharding
+                assert where is not None
+                found[name] = one.put(where, wanted[name].dtype)
+                continue
+            for part, x in precision.read(name, one, formats, None, importance).items():
+                found[part] = jax.block_until_ready(jax.device_put(x, wanted[part].sharding))
+    return found
+
+
+def _pieces(
+    name: str, array: Stored, importance: np.ndarray | None
+) -> Iterator[tuple[str, Stored, np.ndarray | None]]:
+    if not name.startswith(LAYERS):
+        yield name, array, importance
+        return
+    for i, layer in enumerate(array.slices()):
+        yield _of_layer(name, i), layer, None if importance is None else importance[i]
