@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vljax.data.video import is_image
 from vljax.generate.engine import Engine, Request, load_engine
-from vljax.generate.media import Media, read_media
+from vljax.generate.long import POLICIES, WINDOW, Policy, read_long
+from vljax.generate.media import FRAMES, Encoded, Media, read_media
 from vljax.generate.sampling import Sampling
 
 log = logging.getLogger(__name__)
@@ -19,7 +21,9 @@ SAMPLE = PACKAGE / "samples" / "sample.mp4"
 class Conversation:
     """Several turns about the same media."""
 
-    def __init__(self, engine: Engine, media: Media | None, sampling: Sampling = Sampling()):
+    def __init__(
+        self, engine: Engine, media: Media | Encoded | None, sampling: Sampling = Sampling()
+    ):
         self.engine, self.media, self.sampling = engine, media, sampling
         self.history: tuple[tuple[str, str], ...] = ()
 
@@ -39,16 +43,30 @@ class Model:
     name: str
 
     def chat(
-        self, clip: str | Path, question: str, *, look: bool = True, listen: bool = True
+        self,
+        clip: str | Path,
+        question: str,
+        *,
+        look: bool = True,
+        listen: bool = True,
+        policy: str | Policy = "uniform",
+        frames: int = 0,
+        window: float = WINDOW,
     ) -> str:
         """Answers one question about a clip or an image file.
 
         Args:
           look, listen: whether the picture and the sound are used.
+          policy: for long clips, see ``generate.long.POLICIES``. frames: how many to look at, of
+            the clip or of each window, 0 for the policy's own. window: seconds.
 
-        Raises MediaError for a file that is not there or can't be read.
+        Raises MediaError for a file that is not there or can't be read, ValueError for a policy
+        that does not exist or does not fit the clip.
         """
-        return self.conversation(clip, look=look, listen=listen).ask(question)
+        talk = self.conversation(
+            clip, look=look, listen=listen, policy=policy, frames=frames, window=window
+        )
+        return talk.ask(question)
 
     def conversation(
         self,
@@ -57,9 +75,13 @@ class Model:
         look: bool = True,
         listen: bool = True,
         sampling: Sampling = Sampling(),
+        policy: str | Policy = "uniform",
+        frames: int = 0,
+        window: float = WINDOW,
     ) -> Conversation:
-        """Opens a file for several questions."""
-        media = read_media(clip, self.engine.size, *self.engine.senses(look, listen))
+        """Opens a file for several questions; arguments as ``chat``'s."""
+        senses = self.engine.senses(look, listen)
+        media = read(self.engine, clip, *senses, policy=policy, frames=frames, window=window)
         return Conversation(self.engine, media, sampling)
 
     def generate(
@@ -67,6 +89,27 @@ class Model:
     ) -> list[str]:
         """Answers many requests, batched; at temperature 0 the batch does not change an answer."""
         return self.engine.answer(requests, sampling, seed)
+
+
+def read(
+    engine: Engine,
+    clip: str | Path,
+    look: bool = True,
+    listen: bool = True,
+    *,
+    policy: str | Policy = "uniform",
+    frames: int = 0,
+    window: float = WINDOW,
+) -> Media | Encoded:
+    """A file as the engine takes it; arguments as ``Model.chat``'s."""
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            known = ", ".join(POLICIES)
+            raise ValueError(f"policy: got {policy}, expected one of {known}")
+        policy = POLICIES[policy]
+    if is_image(clip) or (policy.fit == "table" and frames in (0, FRAMES)):
+        return read_media(clip, engine.size, look, listen)
+    return read_long(clip, engine, policy, frames=frames, window=window, look=look, listen=listen)
 
 
 def load(

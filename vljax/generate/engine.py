@@ -15,7 +15,7 @@ from vljax import store
 from vljax.data.text import TEMPLATES, Template, close_turn, open_turn, spoken
 from vljax.data.tokenizer import Tokenizer
 from vljax.generate import decode
-from vljax.generate.media import FRAMES, Media
+from vljax.generate.media import FRAMES, Encoded, Media
 from vljax.generate.sampling import Sampling
 from vljax.models import precision
 from vljax.models.sizes import VideoLlamaSize, size_of
@@ -41,7 +41,7 @@ class Request:
     """One question about some media, after what was said before: (role, text) pairs."""
 
     question: str
-    media: Media | None = None
+    media: Media | Encoded | None = None
     history: tuple[tuple[str, str], ...] = ()
 
 
@@ -85,7 +85,7 @@ class Engine:
         self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
     ) -> list[str]:
         """One answer a request; requests with the same kinds of media share a batch."""
-        groups: dict[tuple[bool, bool], list[int]] = {}
+        groups: dict[tuple[bool, bool, bool], list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(_kind(request.media), []).append(i)
         answers = [""] * len(requests)
@@ -116,11 +116,7 @@ class Engine:
         The oldest turns of a long conversation are dropped, with a warning; its media stay. (The
         original cuts from the left, media and all.)
         """
-        counts = []
-        if request.media is not None and request.media.mel is not None:
-            counts.append(self.size.audio_qformer.queries)
-        if request.media is not None and request.media.frames is not None:
-            counts.append(self.size.video_qformer.queries)
+        counts = self._counts(request.media)
         ids = self.tokenizer.encode_prompt(self.prompt(request), counts)
         dropped = 0
         while len(ids) > room and request.history:
@@ -133,11 +129,25 @@ class Engine:
             )
         return ids
 
-    def encode(self, media: Sequence[Media | None]) -> jax.Array | None:
+    def _counts(self, media: Media | Encoded | None) -> list[int]:
+        """How many vectors stand at each ``<ImageHere>`` of the prompt."""
+        if isinstance(media, Encoded):
+            return [len(x) for x in (media.sound, media.sight) if x is not None]
+        counts = []
+        if media is not None and media.hears:
+            counts.append(self.size.audio_qformer.queries)
+        if media is not None and media.sees:
+            counts.append(self.size.video_qformer.queries)
+        return counts
+
+    def encode(self, media: Sequence[Media | Encoded | None]) -> jax.Array | None:
         """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's."""
         kinds = {_kind(m) for m in media}
         assert len(kinds) == 1, "a batch has media of one kind"
-        given = [m for m in media if m is not None]
+        encoded = [m.prompts for m in media if isinstance(m, Encoded)]
+        if encoded:
+            return jnp.asarray(_padded(encoded))
+        given = [m for m in media if isinstance(m, Media)]
         parts = []
         if given and given[0].mel is not None:
             mel = np.stack([m.mel for m in given if m.mel is not None])
@@ -176,13 +186,13 @@ class Engine:
         return spoken(self.tokenizer.decode(ids.tolist()), self.template)
 
 
-def media_message(media: Media | None, template: Template) -> str:
+def media_message(media: Media | Encoded | None, template: Template) -> str:
     """The first user message's lead: the template's words for the media there are."""
     if media is None:
         return ""
-    if media.frames is None:
+    if not media.sees:
         return template.sound
-    if media.mel is None:
+    if not media.hears:
         message = template.image if media.still else template.video
         return message + (media.message if template.frame_message else "")
     return template.sound_image if media.still else template.sound_video
@@ -244,10 +254,16 @@ def _manifest_of_model(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _kind(media: Media | None) -> tuple[bool, bool]:
+def _kind(media: Media | Encoded | None) -> tuple[bool, bool, bool]:
     if media is None:
-        return False, False
-    return media.frames is not None, media.mel is not None
+        return False, False, False
+    return media.sees, media.hears, isinstance(media, Encoded)
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [M, D] as one [B, M, D]; no placeholder points at what fills up the short ones."""
+    longest = max(map(len, rows))
+    return np.stack([np.pad(x, ((0, longest - len(x)), (0, 0))) for x in rows])
 
 
 def _pad_frames(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

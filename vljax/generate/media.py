@@ -29,8 +29,44 @@ class Media:
     message: str = ""
 
     @property
+    def sees(self) -> bool:
+        return self.frames is not None
+
+    @property
+    def hears(self) -> bool:
+        return self.mel is not None
+
+    @property
     def still(self) -> bool:
         return self.frames is not None and len(self.frames) == 1 and not self.message
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Media that the towers have read already, as soft prompts.
+
+    Attributes:
+      sight: [P, D], or None without a picture. sound: [S, D], or None without sound.
+      message: as ``Media``'s.
+    """
+
+    sight: np.ndarray | None
+    sound: np.ndarray | None
+    message: str = ""
+    still: bool = False
+
+    @property
+    def sees(self) -> bool:
+        return self.sight is not None
+
+    @property
+    def hears(self) -> bool:
+        return self.sound is not None
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """[S + P, D], in the order of their placeholders: sound's first."""
+        return np.concatenate([x for x in (self.sound, self.sight) if x is not None])
 
 
 def read_media(
