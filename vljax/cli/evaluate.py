@@ -2,20 +2,38 @@
 
 import argparse
 import json
+import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="vljax evaluate", description=__doc__)
     parser.add_argument("--world", action="store_true", required=True, help="the tiny world's exam")
     parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
     parser.add_argument("--seed", type=int, default=1, help="of the exam's clips")
     parser.add_argument("--n", type=int, default=256, help="clips a score")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--policies", action="store_true", help="instead, policies on clips of 2 to 120 s"
+    )
+    kind.add_argument(
+        "--live", action="store_true", help="instead, a generated stream that is followed"
+    )
+    parser.add_argument("--png", metavar="FILE", help="with --policies, draws its curves")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the stream (10)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.n < 1:
         raise ValueError(f"--n: got {args.n}, expected at least 1")
+    if args.png and not args.policies:
+        parser.error("--png draws --policies' curves")
+    return policies(args) if args.policies else live(args) if args.live else world(args)
+
+
+def world(args: argparse.Namespace) -> None:
     from vljax.evaluate.world import evaluate_world
     from vljax.generate.chat import load
     from vljax.progress import Progress
@@ -28,13 +46,80 @@ def main(argv: Sequence[str]) -> None:
     print(json.dumps(report) if args.json else format_report(report))
 
 
+def policies(args: argparse.Namespace) -> None:
+    from vljax.evaluate.long import DURATIONS, draw, evaluate_policies
+    from vljax.generate.chat import load
+    from vljax.progress import Progress
+
+    progress = Progress("clips", args.n * len(DURATIONS))
+    engine = load(args.model).engine
+    rows = evaluate_policies(
+        engine, args.seed, args.n, progress=lambda done, total: progress.show(done)
+    )
+    if args.png:
+        draw(rows, args.png)
+    print(json.dumps(rows) if args.json else format_policies(rows))
+
+
+def live(args: argparse.Namespace) -> int:
+    """Exits with 1 where memory grew by more than 5 %."""
+    from vljax.evaluate.live import TOPICS, evaluate_live, stream_scenes, write_stream
+    from vljax.generate.chat import load
+    from vljax.progress import Progress
+
+    if args.minutes <= 0:
+        raise ValueError(f"--minutes: got {args.minutes:g}, expected more than 0")
+    scenes = stream_scenes(args.seed, args.minutes)
+    writing, following = (Progress(f"scenes {what}", len(scenes)) for what in ("written", "asked"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stream.mkv"
+        write_stream(path, scenes, lambda done, total: writing.show(done))
+        engine = load(args.model).engine
+        following.begin(0)
+        report = evaluate_live(
+            engine, path, scenes, progress=lambda done, total: following.show(done)
+        )
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print("\n".join([HEAD, *(row_line(t, report[t]) for t in TOPICS), told(report)]))
+    flat = abs(report["growth"]) <= 0.05
+    if not flat:
+        print(f"vljax evaluate: memory grew by {report['growth']:.1%}", file=sys.stderr)
+    return 0 if flat else 1
+
+
+def told(report: dict[str, Any]) -> str:
+    return (
+        f"{report['stream_seconds']:.0f} s of stream in {report['seconds']:.0f} s; "
+        f"{report['mib_after_warm_up']:.0f} MiB after warm-up, {report['mib_at_the_end']:.0f} at "
+        f"the end, {report['mib_at_most']:.0f} at most; {report['dropped']} frames dropped"
+    )
+
+
+HEAD = f"{'':32} {'accuracy':>8}  {'95 % interval':14} {'n':>5} {'chance':>7}"
+
+
 def format_report(report: dict[str, Any]) -> str:
     """A table, the ablations below."""
-    lines = [f"{'':32} {'accuracy':>8}  {'95 % interval':14} {'n':>5} {'chance':>7}"]
-    for name, row in (report | report["ablations"]).items():
-        if name == "ablations":
-            continue
-        chance = "" if row["chance"] is None else f"{row['chance']:.3f}"
-        interval = f"{row['low']:.3f} to {row['high']:.3f}"
-        lines.append(f"{name:32} {row['accuracy']:>8.3f}  {interval:14} {row['n']:>5} {chance:>7}")
+    rows = (report | report["ablations"]).items()
+    return "\n".join([HEAD, *(row_line(n, row) for n, row in rows if n != "ablations")])
+
+
+def row_line(name: str, row: dict[str, Any]) -> str:
+    chance = "" if row["chance"] is None else f"{row['chance']:.3f}"
+    interval = f"{row['low']:.3f} to {row['high']:.3f}"
+    return f"{name:32} {row['accuracy']:>8.3f}  {interval:14} {row['n']:>5} {chance:>7}"
+
+
+def format_policies(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each duration, policy and number of frames."""
+    lines = [f"{'seconds':>7} {'policy':12} {'frames':>6}  {'shown':22} {'heard':22} {'n':>4}"]
+    for row in rows:
+        found = [
+            f"{s['accuracy']:.3f} ({s['low']:.3f} to {s['high']:.3f})"
+            for s in (row["object"], row["sound"])
+        ]
+        start = f"{row['seconds']:>7g} {row['policy']:12} {row['frames']:>6}"
+        lines.append(f"{start}  {found[0]:22} {found[1]:22} {row['object']['n']:>4}")
     return "\n".join(lines)
