@@ -103,6 +103,7 @@ GATHERED = 1 * 8 * 16 * 2 * 3 // 4  # three quarters of the result come from the
         "[2,4]<=[4,2]T(1,0)",
         "{{0,2,4,6},{1,3,5,7}}",
         "mesh['axis_0'=4,'axis_1'=2] {'axis_0'}",
+        "mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_2'}",
     ],
 )
 def test_spellings_of_groups_and_one_channel_twice_in_the_text(groups):

@@ -189,6 +189,8 @@ def test_a_bound_is_from_its_longest_term_to_their_sum():
     assert limits.network == pytest.approx(1e-8)
     assert limits.low == 1.0
     assert limits.high == pytest.approx(1.35)
+    more = bound(topology, mesh_of(16, 16), 1.97e14, 8.1e11 / 4, found, compiled=1.97e14 * 1.5)
+    assert (more.low, more.high) == (1.0, pytest.approx(1.85))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ def test_held_bytes_flops_and_gathers(name):
     facts = {
         "hbm_gib": memory,
         "collectives": [],
+        "flops_per_device": 1.0,
+        "flops_compiled_per_device": 2.0,
         "parts_gib": {"frozen": less.parts["frozen"] / 2**30},
     }
     placement = Placement(how, whole.mesh)
@@ -40,6 +42,7 @@ def test_held_bytes_flops_and_gathers(name):
     assert facts["parts_gib"]["frozen"] * 2**30 == pytest.approx(whole.parts["frozen"], abs=1)
     assert memory["peak"] == 1.0  # what was given is left as it was
     assert facts["hbm_gib"]["peak"] - 1 == pytest.approx(facts["hbm_gib"]["arguments"])
+    assert facts["flops_compiled_per_device"] - facts["flops_per_device"] == 1.0
     assert facts["flops_per_device_once"] == step_flops(PROBLEM, batch).total / 8
     encoder = nn.unbox(PROBLEM.held())["frame_encoder"]
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(encoder))

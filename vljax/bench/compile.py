@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from vljax.bench.hlo import collectives
+from vljax.bench.hlo_work import work
 from vljax.bench.topology import Topology
+from vljax.models.precision import array_bytes
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import Strategy
@@ -32,18 +33,25 @@ Facts = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lowered:
-    """A step before its compilation. ``parts``: bytes a device of what its arguments are."""
+class Program:
+    """What is to be compiled. ``parts``: bytes a device of what its arguments are."""
 
-    problem: Problem
     mesh: Mesh
-    batch: Mapping[str, jax.ShapeDtypeStruct]
     parts: dict[str, int]
     stage: Any  # jax.stages.Lowered
 
     @functools.cached_property
     def text(self) -> str:
         return self.stage.as_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered(Program):
+    """A training step of abstract ``arguments`` (state, frozen, batch) that lie where it wants."""
+
+    problem: Problem
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    arguments: tuple[Any, Any, Any]
 
 
 def abstract_batch(
@@ -86,7 +94,8 @@ def lower_step(
     step = make_train_step(problem, tx, placement, state)
     held = {"frozen": frozen, "trainable": state.params, "optimizer": state.opt_state}
     parts = {name: held_bytes(tree) for name, tree in (held | {"batch": placed}).items()}
-    return Lowered(problem, mesh, batch, parts, step.lower(state, frozen, placed))
+    arguments = state, frozen, placed
+    return Lowered(mesh, parts, step.lower(*arguments), problem, batch, arguments)
 
 
 def held_bytes(tree: Any) -> int:
@@ -94,7 +103,7 @@ def held_bytes(tree: Any) -> int:
     arrays = [
         x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     ]  # random keys aside
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in arrays)
+    return sum(map(array_bytes, arrays))
 
 
 def compile_step(lowered: Lowered, topology: Topology) -> Facts:
@@ -102,15 +111,18 @@ def compile_step(lowered: Lowered, topology: Topology) -> Facts:
 
     Raises JaxRuntimeError for an error of the compiler that is not about memory.
     """
+    return compiled_step(lowered, topology)[1]
+
+
+def compiled_step(lowered: Lowered, topology: Topology) -> tuple[Any, Facts]:
+    """(the program, to be called where its devices are here; the facts of ``compile_step``)."""
     began = time.monotonic()
-    memory, found, reason = _compiled(lowered, topology)
+    program, told = ask_compiler(lowered, topology)
     devices = lowered.mesh.size
-    return {
+    return program, {
         "mesh": dict(lowered.mesh.shape),
-        "reason": reason,
-        "hbm_gib": memory,
+        **told,
         "parts_gib": {name: size / GIB for name, size in lowered.parts.items()},
-        "collectives": found,
         "flops_per_device": executed_flops(lowered.problem, lowered.batch).total / devices,
         "flops_per_device_once": step_flops(lowered.problem, lowered.batch).total / devices,
         "compile_s": time.monotonic() - began,
@@ -118,24 +130,35 @@ def compile_step(lowered: Lowered, topology: Topology) -> Facts:
     }
 
 
-def _compiled(lowered: Lowered, topology: Topology) -> tuple[Facts, list[Facts], str]:
-    """(memory, collectives, why it does not fit)."""
+def ask_compiler(lowered: Program, topology: Topology) -> tuple[Any, Facts]:
+    """The program, and why it does not fit, its memory, its collectives, what a device computes."""
     with tempfile.TemporaryDirectory() as folder:
         # The text of a compiled step can't be asked for on some TPUs (XLA fails a check).
-        options = {"xla_dump_to": folder}
-        if topology.backend == "cuda":
+        options: dict[str, Any] = {"xla_dump_to": folder}
+        if topology.backend == "cuda" and not topology.here:
             options["xla_gpu_autotune_level"] = "0"  # there is no card to try kernels on
+            # Triton's, untuned, finds no tiles for 257 tokens a frame.
+            options["xla_gpu_enable_triton_gemm"] = False
         try:
-            compiled = lowered.stage.compile(compiler_options=options)
+            program = lowered.stage.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             needed, reason = out_of_memory(str(error))
             if not reason:
                 raise
             arguments = sum(lowered.parts.values()) / GIB
-            return {"arguments": arguments, "temporaries": None, "peak": needed}, [], reason
-        found = collectives(_dumped(folder, compiled), dict(lowered.mesh.shape), topology.slices)
-        stats = compiled.memory_analysis()
-    return _memory(stats), [dataclasses.asdict(c) for c in found], ""
+            memory = {"arguments": arguments, "temporaries": None, "peak": needed}
+            told = {"reason": reason, "hbm_gib": memory, "collectives": []}
+            return None, told | {"flops_compiled_per_device": 0, "bytes_written_per_device": 0}
+        text = _dumped(folder, program)
+    found = collectives(text, dict(lowered.mesh.shape), topology.slices)
+    done = work(text)
+    return program, {
+        "reason": "",
+        "hbm_gib": _memory(program.memory_analysis()),
+        "collectives": [dataclasses.asdict(c) for c in found],
+        "flops_compiled_per_device": done.flops,
+        "bytes_written_per_device": done.written,
+    }
 
 
 def _memory(stats: Any) -> Facts:

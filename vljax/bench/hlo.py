@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ _CALLED = re.compile(
 )
 _COMMENT = re.compile(r"/\*.*?\*/")
 _SCALAR = re.compile(r"[su]\d+\[\][^ ]* constant\((\d+)\)")
+_CONTROL = re.compile(r"[\s)}\]](?:while|call|conditional)\(")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 _OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][a-z0-9\-]*)\(")
@@ -60,7 +62,9 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
     ``slices``: how many the mesh spans; the text then speaks of the devices of one.
     """
     found: dict[str, Collective] = {}
-    for name, body, times in _visits(_parse(text)):
+    for _, name, body, times, _ in visits(parse(text)):
+        if not _kind(body):
+            continue
         channel = re.search(r"channel_id=(\d+)", body)
         key = f"channel {channel[1]}" if channel else name
         if key not in found or found[key].count > times:
@@ -82,7 +86,7 @@ def _collective(body: str, times: int, mesh: Mapping[str, int], slices: int) -> 
     kind = _kind(body)
     between = _BETWEEN_SLICES.search(body)
     if between:
-        size = max(_bytes(*match) for match in _ARRAY.findall(body.split(" send(")[0]))
+        size = max(array_bytes(*match) for match in arrays(body.split(" send(")[0]))
         return Collective(kind, SLICES, times, _ring(kind, size, slices) * times)
     groups = _groups(body, math.prod(mesh.values()) // slices)
     wire = _ring(kind, _result(kind, body), max(len(groups[0]), 1))
@@ -92,8 +96,18 @@ def _collective(body: str, times: int, mesh: Mapping[str, int], slices: int) -> 
 Program = tuple[str, dict[str, list[tuple[str, str]]]]
 
 
-def _parse(text: str) -> Program:
-    """(the entry's name, {computation: [(instruction, what it is)]})."""
+class Visit(NamedTuple):
+    """An instruction where it is run, ``times`` a step; ``fused``: as a part of a kernel."""
+
+    computation: str
+    name: str
+    body: str
+    times: int
+    fused: bool
+
+
+def parse(text: str) -> Program:
+    """(the entry's name, {computation: [(instruction, what it is)]}). Raises ValueError."""
     computations: dict[str, list[tuple[str, str]]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -112,20 +126,21 @@ def _parse(text: str) -> Program:
     return entry, computations
 
 
-def _visits(program: Program) -> Iterator[tuple[str, str, int]]:
-    """(name, body, times run) of every collective, through calls, fusions and loops."""
+def visits(program: Program) -> Iterator[Visit]:
+    """Every instruction, through calls, fusions and loops; nothing of what a collective calls."""
     entry, computations = program
 
-    def walk(name: str, times: int) -> Iterator[tuple[str, str, int]]:
+    def walk(name: str, times: int, fused: bool) -> Iterator[Visit]:
         for instruction, body in computations.get(name, ()):
+            yield Visit(name, instruction, body, times, fused)
             if _kind(body):
-                yield instruction, body, times
                 continue
             trips = _trip_count(body, computations) if " while(" in body else 1
+            inside = fused or not _CONTROL.search(body)
             for called in _called(body):
-                yield from walk(called, times * trips)
+                yield from walk(called, times * trips, inside)
 
-    return walk(entry, 1)
+    return walk(entry, 1, False)
 
 
 def _called(body: str) -> list[str]:
@@ -194,7 +209,7 @@ def _step(counter: int, name: str, computations: Computations) -> int:
 
 def _result(kind: str, body: str) -> int:
     """Bytes of what a collective leaves on a device."""
-    sizes = [_bytes(*match) for match in _ARRAY.findall(body.split(f" {kind}")[0])]
+    sizes = [array_bytes(*match) for match in arrays(body.split(f" {kind}")[0])]
     if f" {kind}-start(" in body and kind != "all-reduce" and len(sizes) > 1:
         # (operands, results, contexts...): of as many arrays as operands, the largest
         sizes = sorted(sizes, reverse=True)[: max(len(_operands(body, kind)), 1)]
@@ -217,7 +232,18 @@ def _operands(body: str, kind: str) -> list[str]:
     return re.findall(r"%[\w.\-]+", inside)
 
 
-def _bytes(dtype: str, dims: str) -> int:
+def arrays(text: str) -> list[tuple[str, str]]:
+    """(dtype, dimensions) of the arrays that are named."""
+    return _ARRAY.findall(text)
+
+
+def opcode(body: str) -> str:
+    """What an instruction does: "dot", "fusion", "all-gather-start"."""
+    found = _OPCODE.search(body)
+    return found[1] if found else ""
+
+
+def array_bytes(dtype: str, dims: str) -> int:
     bits = _BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
     return math.prod(int(d) for d in dims.split(",") if d) * bits // 8
 
@@ -227,16 +253,19 @@ def _groups(body: str, devices: int) -> np.ndarray:
     pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", body)
     if pairs:
         return _listed(pairs[1])
-    written = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", body)
+    written = re.search(r"replica_groups=(.*?)(?:, (?!device_ids=)[a-z_]+=|$)", body)
     if written is None or written[1] in ("{}", ""):
         return np.arange(devices)[None]
     spelling = written[1]
     iota = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", spelling)
     if iota:
         return _iota(*iota.groups())
-    named = re.match(r"(?:mesh|@\w+|\w+)\[(.*?)\]\s*\{(.*?)\}", spelling)
+    named = re.match(
+        r"(?:mesh|@\w+|\w+)\[(.*?)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))?\s*\{(.*?)\}",
+        spelling,
+    )
     if named:
-        return _of_mesh(named[1], named[2])
+        return _of_mesh(*named.groups())
     return _listed(spelling)
 
 
@@ -250,13 +279,16 @@ def _iota(shape: str, dims: str, transpose: str | None) -> np.ndarray:
     return (ids.transpose(_ints(transpose)) if transpose else ids).reshape(_ints(shape))
 
 
-def _of_mesh(axes: str, chosen: str) -> np.ndarray:
-    """``mesh['axis_0'=4,'axis_1'=4] {'axis_1'}``: groups along the chosen axes."""
+def _of_mesh(axes: str, dims: str | None, transpose: str | None, chosen: str) -> np.ndarray:
+    """``mesh['axis_0'=4,'axis_1'=4] {'axis_1'}``: groups along the chosen axes.
+
+    Device ids count up, or lie as the iota does that may follow the axes.
+    """
     sizes = dict(re.findall(r"'?([\w]+)'?=(\d+)", axes))
     wanted = re.findall(r"'?([a-zA-Z_]\w*)'?", chosen)
     names = list(sizes)
-    ids = np.arange(math.prod(int(n) for n in sizes.values()))
-    ids = ids.reshape([int(n) for n in sizes.values()])
+    shape = ",".join(sizes.values())
+    ids = _iota(shape, dims, transpose) if dims else _iota(shape, shape, None)
     order = [i for i, n in enumerate(names) if n not in wanted]
     order += [names.index(n) for n in wanted]
     members = math.prod(int(sizes[n]) for n in wanted)

@@ -5,6 +5,7 @@ A row is a dict that JSON takes. Facts of the compiler (memory, collectives) and
 by the rates of ``sharding.chips``.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -14,9 +15,11 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vljax.bench.compile import Lowered, abstract_batch, compile_step, lower_step
+import jax
+
+from vljax.bench.compile import Lowered, Program, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
 from vljax.bench.quick import with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
@@ -27,6 +30,7 @@ from vljax.sharding.strategy import strategy
 from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
 
+P = TypeVar("P", bound=Program)
 GIB = 2**30
 
 
@@ -62,11 +66,11 @@ def plan(
     return ranked(rows)
 
 
-def apart(run: Planned, cache: Path, candidate: Candidate) -> Row:
-    """``row``, in a process of its own, so that the memory it takes can be told."""
+def apart(make: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
+    """``make(*args, **kwargs)`` in a process of its own, so that its memory can be told."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(row, run, cache, candidate).result()
+        return pool.submit(make, *args, **kwargs).result()
 
 
 def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
@@ -74,39 +78,59 @@ def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
 
     What was compiled before is read from ``cache``, so that a search that was stopped goes on.
     """
-    topology, whole = describe(candidate.topology), candidate.applied(run.problem)
-    identity = dataclasses.asdict(candidate) | {
-        "variant": candidate.variant,
-        "backend": topology.backend,
-        "quick": run.quick,
-    }
-    problem, how = without_encoders(whole) if run.quick else whole, strategy(candidate.strategy)
-    shape = candidate.batch * len(topology.devices), candidate.frames, candidate.length
+    topology = describe(candidate.topology)
     try:
-        batch = abstract_batch(problem, *shape)
-        lowered = lower_step(problem, run.optimizer, how, topology, batch)
+        lowered = lower(run, candidate, topology)
     except ValueError as error:
-        return _named(identity) | {"mesh": {}, "fits": False, "reason": str(error)}
-    facts = _cached(lowered, topology, cache)
+        return refused(candidate, topology, str(error))
+    try:
+        facts = cached(lowered, topology, cache, compile_step)
+    except jax.errors.JaxRuntimeError as error:
+        told = f"its compiler failed: {str(error).splitlines()[0]}"
+        return refused(candidate, topology, told)
     if run.quick:
-        placement = Placement(how, lowered.mesh)
-        facts = with_encoders(facts, whole, placement, abstract_batch(whole, *shape))
-    return _named(identity) | facts | _judged(run, topology, lowered, facts)
+        facts = completed(run, candidate, lowered, facts)
+    return identity(candidate, topology) | facts | judged(run, topology, lowered, facts)
 
 
-def _named(identity: Mapping[str, Any]) -> Row:
+def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
+    """Raises ValueError for a mesh that the problem does not fit on."""
+    problem, rows = candidate.applied(run.problem), candidate.batch * len(topology.devices)
+    problem = without_encoders(problem) if run.quick else problem
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
+
+
+def completed(run: Planned, candidate: Candidate, lowered: Lowered, facts: Row) -> Row:
+    """The facts of a step without its encoders, with them."""
+    problem, rows = candidate.applied(run.problem), candidate.batch * lowered.mesh.size
+    batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
+    placement = Placement(strategy(candidate.strategy), lowered.mesh)
+    return with_encoders(facts, problem, placement, batch) | {"quick": True}
+
+
+def refused(candidate: Candidate, topology: Topology, reason: str) -> Row:
+    """The row of a candidate that is not legal, or that nothing could be found out about."""
+    return identity(candidate, topology) | {"mesh": {}, "fits": False, "reason": reason}
+
+
+def identity(candidate: Candidate, topology: Topology) -> Row:
+    """How a row begins: what was asked for."""
+    asked = dataclasses.asdict(candidate)
+    asked |= {"variant": candidate.variant, "backend": topology.backend}
     renamed = {"batch": "batch_per_device", "length": "tokens_per_row"}
-    return {renamed.get(name, name): value for name, value in identity.items()}
+    return {renamed.get(name, name): value for name, value in asked.items()}
 
 
-def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
-    """What the compiler says of a program, from the disk if it has been asked before."""
-    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
-    told = "\n".join([topology.name, *versions, lowered.text])
+def cached(
+    lowered: P, topology: Topology, cache: Path, compiled: Callable[[P, Topology], Row]
+) -> Row:
+    """What ``compiled`` says of a program, from the disk if it has been asked before."""
+    told = "\n".join([topology.name, *versions(topology.backend), lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    facts = compile_step(lowered, topology)
+    facts = compiled(lowered, topology)
     cache.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".partial")
     half.write_text(json.dumps(facts))
@@ -114,7 +138,17 @@ def _cached(lowered: Lowered, topology: Topology, cache: Path) -> Row:
     return facts
 
 
-def _judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
+def versions(backend: str) -> list[str]:
+    """Of all that a compiled program depends on, as far as it is installed."""
+    compilers = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-pjrt", "jax-cuda13-pjrt"]}
+    found = []
+    for name in ("jax", "jaxlib", *compilers.get(backend, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(importlib.metadata.version(name))
+    return found
+
+
+def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:
     """Whether it fits, and the bounds: by the chip's figures."""
     chip, hbm = topology.chip, facts["hbm_gib"]
     limit = chip.memory / GIB if chip else None
@@ -125,8 +159,9 @@ def _judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> R
     if chip is None or facts["reason"]:
         return judged | {"bound_s": None, "at_best": None}
     found = [Collective(**c) for c in facts["collectives"]]
-    # Every argument is read at least once.
-    limits = bound(topology, lowered.mesh, facts["flops_per_device"], hbm["arguments"] * GIB, found)
+    flops, compiled = facts["flops_per_device"], facts["flops_compiled_per_device"]
+    touched = hbm["arguments"] * GIB  # every argument is read at least once
+    limits = bound(topology, lowered.mesh, flops, touched, found, compiled)
     best = _rates(limits, facts, topology, lowered.batch, run.samples)
     return judged | {"bound_s": _seconds(limits), "at_best": best}
 
@@ -134,6 +169,7 @@ def _judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> R
 def _seconds(limits: Bound) -> dict[str, Any]:
     return {
         "compute": limits.compute,
+        "repeated": limits.repeated,
         "hbm": limits.memory,
         "ici": limits.ici,
         "ici_by_axis": limits.axes,

@@ -39,11 +39,15 @@ def with_encoders(
         memory[name] = memory[name] if memory[name] is None else memory[name] + held
     parts["frozen"] += held
     found = [Collective(**c) for c in facts["collectives"]]
+    flops = executed_flops(problem, batch).total / devices
     return facts | {
         "hbm_gib": memory,
         "parts_gib": parts,
         "collectives": [dataclasses.asdict(c) for c in added([*found, *gathers(arrays)])],
-        "flops_per_device": executed_flops(problem, batch).total / devices,
+        "flops_compiled_per_device": facts["flops_compiled_per_device"]
+        + flops
+        - facts["flops_per_device"],
+        "flops_per_device": flops,
         "flops_per_device_once": step_flops(problem, batch).total / devices,
     }
 

@@ -18,12 +18,15 @@ class Bound:
 
     ``axes``: of each mesh axis that collectives run over. ``low`` is the longest of the terms, as
     if all the others could be hidden behind it; ``high`` their sum, as if nothing could.
+    ``repeated``: what the compiled program computes beyond a device's share of the step: what is
+    replicated, or what XLA makes anew for each that uses it. It is in ``high`` only.
     """
 
     compute: float
     memory: float
     axes: dict[str, float]
     network: float
+    repeated: float = 0.0
 
     @property
     def ici(self) -> float:
@@ -36,15 +39,21 @@ class Bound:
 
     @property
     def high(self) -> float:
-        return self.compute + self.memory + self.ici + self.network
+        return self.compute + self.repeated + self.memory + self.ici + self.network
 
 
 def bound(
-    topology: Topology, mesh: Mesh, flops: float, touched: float, found: Sequence[Collective]
+    topology: Topology,
+    mesh: Mesh,
+    flops: float,
+    touched: float,
+    found: Sequence[Collective],
+    compiled: float = 0.0,
 ) -> Bound:
     """The bound of a step that does ``flops`` and touches ``touched`` bytes of memory a device.
 
     ``touched``: what must be read and written at the very least, such as all arguments once.
+    ``compiled``: the FLOPs of its program.
     """
     chip = topology.chip
     assert chip is not None, "a CPU has no stated rates"
@@ -56,7 +65,8 @@ def bound(
             network += one.bytes / rate
         else:
             axes[one.axis] = axes.get(one.axis, 0.0) + one.bytes / rate
-    return Bound(flops / chip.flops, touched / chip.hbm, axes, network)
+    repeated = max(compiled - flops, 0.0) / chip.flops
+    return Bound(flops / chip.flops, touched / chip.hbm, axes, network, repeated)
 
 
 def axis_rate(topology: Topology, mesh: Mesh, axis: str) -> float:
@@ -92,9 +102,9 @@ def assumptions(topology: Topology) -> str:
         f"ICI {chip.link / 1e9:.0f} GB/s a link and direction, two links a closed torus dimension "
         f"(of {chip.wraps} or its multiples), one otherwise"
         if chip.is_tpu
-        else f"NVLink {chip.link / 1e9:.0f} GB/s a card inside a host of {CARDS_A_HOST}"
+        else f"NVLink or PCIe {chip.link / 1e9:.0f} GB/s a card inside a host of {CARDS_A_HOST}"
     )
     return (
-        f"{chip.name}: {chip.flops / 1e12:.0f} TFLOP/s dense bfloat16, HBM "
+        f"{chip.name}: {chip.flops / 1e12:.3g} TFLOP/s dense {chip.computes}, memory "
         f"{chip.hbm / 1e9:.0f} GB/s, {join}, network {chip.network / 1e9:.1f} GB/s a device"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vljax.sharding.chips import CHIPS, Chip
+from vljax.sharding.chips import CHIPS, Chip, chip_of
 
 # libtpu looks for the metadata server of a TPU VM, and locks itself, unless told not to.
 _QUIET = {
@@ -28,7 +28,8 @@ _QUIET = {
 class Topology:
     """``devices`` of a ``chip``; ``backend`` is who compiles for them: tpu, cuda or cpu.
 
-    A plan by the cpu back end stands in where the chip's own compiler is not installed.
+    A plan by the cpu back end stands in where the chip's own compiler is not installed. ``here``:
+    the devices are this machine's own, and can run what was compiled.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Topology:
     backend: str
     slices: int
     devices: tuple[Any, ...] = dataclasses.field(repr=False)
+    here: bool = False
 
     @property
     def chips(self) -> int:
@@ -64,6 +66,16 @@ def describe(name: str) -> Topology:
     from vljax.bench.cuda import cuda_devices
 
     return Topology(name, chip, "cuda", slices, cuda_devices(chip, shape))
+
+
+def at_hand() -> Topology:
+    """The devices that JAX finds."""
+    devices = tuple(jax.devices())
+    chip = chip_of(devices[0].device_kind)
+    backend = {"gpu": "cuda"}.get(devices[0].platform, devices[0].platform)
+    slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
+    name = f"{chip.name if chip else backend}:{len(devices)}"
+    return Topology(name, chip, backend, slices, devices, here=True)
 
 
 def near(name: str) -> str:

@@ -1,12 +1,14 @@
-"""``vljax bench data|train``: measures speed on the machine at hand."""
+"""``vljax bench data|train|sharding``: measures speed on the machine at hand."""
 
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -108,4 +110,72 @@ def train(argv: Sequence[str]) -> int:
     return 0 if any(m.seconds for m in found) else 1
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {"data": data, "train": train}
+def sharding(argv: Sequence[str]) -> int:
+    """Every strategy's step on the devices here, predicted and measured."""
+    parser = argparse.ArgumentParser(
+        prog="vljax bench sharding",
+        description="Compiles and runs the real training step with random weights, for each "
+        "strategy and batch, and tells what was predicted of it beside what was measured.",
+        epilog="every field of the config is a flag: --config.remat=dots",
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE[:ARG]", default="configs/tiny.py:stage=vision_pretrain")
+    add("--strategy", default="all", help="all (the default), or names with commas: fsdp,tp")
+    add("--batch-per-device", default="1,2,4", help="clips (1,2,4)")
+    add("--seq", type=int, default=256, help="tokens a row, media among them (256)")
+    add("--frames", type=int, default=8, help="frames a clip (8)")
+    add("--steps", type=int, default=9, help="timed ones of each row, after one that is not (9)")
+    add("--devices", type=int, default=0, help="virtual ones of the CPU (8 without accelerator)")
+    add("--json", metavar="FILE", help="the rows, as vljax plan's; - prints them")
+    add("--markdown", metavar="FILE", help="the table")
+    args, overrides = parser.parse_known_args(argv)
+    for name in ("seq", "frames", "steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name}: got {getattr(args, name)}, expected at least 1")
+    # XLA's threads: with fewer, virtual devices wait for each other.
+    os.environ["NPROC"] = str(max(int(os.environ.get("NPROC", 0)), 4 * max(args.devices, 8)))
+
+    from vljax.bench.forecast import foretell
+    from vljax.bench.sharding_table import told
+    from vljax.cli.plan import planned
+    from vljax.cli.train import load_config
+
+    config = load_config(args.config, overrides)
+    if "stages" in config:
+        raise ValueError(f"--config={args.config}: got a chain, expected one stage of it")
+    rows, rates = foretell(measured(planned(config), args))
+    text = told(rows, rates)
+    if args.markdown:
+        Path(args.markdown).write_text(text + "\n")
+    if args.json and args.json != "-":
+        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    print(json.dumps(rows) if args.json == "-" else text)
+    return 0 if any(r["measured"] for r in rows) else 1
+
+
+def measured(run: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of all strategies and batches that are asked for."""
+    from vljax.bench import sharding as bench
+    from vljax.progress import Progress
+
+    lines: dict[str, Progress] = {}
+
+    def show(name: str, done: int, total: int) -> None:
+        lines[name] = lines.get(name) or Progress(name, total)
+        lines[name].show(done)
+
+    batches = [int(b) if b.isdecimal() else 0 for b in args.batch_per_device.split(",")]
+    if min(batches) < 1:
+        raise ValueError(
+            f"--batch-per-device: got {args.batch_per_device!r}, expected numbers with commas"
+        )
+    names = [] if args.strategy == "all" else args.strategy.split(",")
+    shape = bench.Shape(batches, args.frames, args.seq, args.steps)
+    return bench.everything(run, names, shape, args.devices, show)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "data": data,
+    "train": train,
+    "sharding": sharding,
+}

@@ -15,6 +15,10 @@ from typing import Any
 
 
 def main(argv: Sequence[str]) -> int:
+    if "--infer" in argv:
+        from vljax.cli import plan_infer
+
+        return plan_infer.main([a for a in argv if a != "--infer"])
     parser = argparse.ArgumentParser(
         prog="vljax plan",
         description=__doc__,
@@ -44,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     add("--html", metavar="FILE", help="the whole plan as a page, with charts")
     add("--png", metavar="DIR", help="the charts")
     add("--cache", metavar="DIR", help="what was compiled before (~/.cache/vljax/plan)")
+    add("--infer", action="store_true", help="does it fit to answer? see vljax plan --infer --help")
     args, overrides = parser.parse_known_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator that is here is left alone
 
@@ -65,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         search.Candidate(t.name, s, size, args.frames, args.seq) for t in described for s in names
     ]
     cache = Path(args.cache) if args.cache else Path.home() / ".cache" / "vljax" / "plan"
-    compiled = functools.partial(plan.apart, run, cache)
+    compiled = functools.partial(plan.apart, plan.row, run, cache)
     most = args.most if args.batch_per_device == "auto" else 0
     if args.search:
         rows = searched(wanted, described, run, compiled, most)
@@ -75,15 +80,16 @@ def main(argv: Sequence[str]) -> int:
     return 0 if any(r["fits"] for r in rows) else 1
 
 
-def planned(config: Any, quick: bool) -> Any:
+def planned(config: Any, quick: bool = False) -> Any:
     """The problem, the optimizer, and the clips of the whole run."""
     from vljax.bench.plan import Planned
     from vljax.cli.train import live_problem
     from vljax.train.optimizer import OptimizerConfig
 
     sources = config.sources.values()
-    whole = sum(s.weight for s in sources)
-    each = sum(s.batch_size * s.weight / whole for s in sources)  # a step's, in the mean
+    weights = [s.get("weight", 1) for s in sources]  # drawn from the world itself: its stage's only
+    # A step's, in the mean.
+    each = sum(s.batch_size * w / sum(weights) for s, w in zip(sources, weights, strict=True))
     optimizer, samples = OptimizerConfig(**config.optimizer), round(config.steps * each)
     return Planned(live_problem(config), optimizer, samples, quick)
 
