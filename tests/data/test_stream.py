@@ -1,5 +1,6 @@
 """Streams: which pictures are taken, what is lost where nobody takes them, and how they end."""
 
+import itertools
 import os
 import threading
 import time
@@ -38,7 +39,7 @@ def test_pictures_come_at_the_rate_that_is_asked_for(clip):
     shown = [p.pixels.mean() for p in pictures]
     assert shown == pytest.approx([0, 40, 80, 120, 160, 200], abs=4)
     assert sounds[0].rate == 16000
-    for before, after in zip(sounds, sounds[1:], strict=False):
+    for before, after in itertools.pairwise(sounds):
         assert after.seconds == pytest.approx(before.end, abs=1e-3)
     assert sounds[-1].end == pytest.approx(3, abs=0.1)
 
