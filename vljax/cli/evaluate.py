@@ -1,4 +1,4 @@
-"""``vljax evaluate --world``: fresh clips of the tiny world, answered from their files, scored."""
+"""``vljax evaluate``: exams of the tiny world, answered from files that are made for them."""
 
 import argparse
 import json
@@ -11,26 +11,29 @@ from typing import Any
 
 def main(argv: Sequence[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="vljax evaluate", description=__doc__)
-    parser.add_argument("--world", action="store_true", required=True, help="the tiny world's exam")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--world", action="store_true", help="the tiny world's exam")
+    kind.add_argument("--long", action="store_true", help="policies on clips of 2 to 120 s")
+    kind.add_argument("--live", action="store_true", help="a generated stream that is followed")
     parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
     parser.add_argument("--seed", type=int, default=1, help="of the exam's clips")
     parser.add_argument("--n", type=int, default=256, help="clips a score")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--policies", action="store_true", help="instead, policies on clips of 2 to 120 s"
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="with --long, draws its curves; data: FILE's .json"
     )
-    kind.add_argument(
-        "--live", action="store_true", help="instead, a generated stream that is followed"
-    )
-    parser.add_argument("--png", metavar="FILE", help="with --policies, draws its curves")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the stream (10)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.n < 1:
         raise ValueError(f"--n: got {args.n}, expected at least 1")
-    if args.png and not args.policies:
-        parser.error("--png draws --policies' curves")
-    return policies(args) if args.policies else live(args) if args.live else world(args)
+    if args.png and not args.long:
+        parser.error("--png draws the curves of --long")
+    if args.png and args.png.suffix != ".png":
+        raise ValueError(f"--png: got {args.png}, expected a name that ends in .png")
+    if args.live:
+        return live(args)
+    (long if args.long else world)(args)
+    return None
 
 
 def world(args: argparse.Namespace) -> None:
@@ -46,19 +49,25 @@ def world(args: argparse.Namespace) -> None:
     print(json.dumps(report) if args.json else format_report(report))
 
 
-def policies(args: argparse.Namespace) -> None:
-    from vljax.evaluate.long import DURATIONS, draw, evaluate_policies
+def long(args: argparse.Namespace) -> None:
+    from vljax.evaluate.long import DURATIONS, draw, evaluate_long
     from vljax.generate.chat import load
     from vljax.progress import Progress
 
     progress = Progress("clips", args.n * len(DURATIONS))
     engine = load(args.model).engine
-    rows = evaluate_policies(
+    rows = evaluate_long(
         engine, args.seed, args.n, progress=lambda done, total: progress.show(done)
     )
     if args.png:
+        args.png.with_suffix(".json").write_text(lines(rows))
         draw(rows, args.png)
-    print(json.dumps(rows) if args.json else format_policies(rows))
+    print(json.dumps(rows) if args.json else format_long(rows))
+
+
+def lines(rows: Sequence[Any]) -> str:
+    """JSON with a row a line."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
 
 def live(args: argparse.Namespace) -> int:
@@ -112,13 +121,13 @@ def row_line(name: str, row: dict[str, Any]) -> str:
     return f"{name:32} {row['accuracy']:>8.3f}  {interval:14} {row['n']:>5} {chance:>7}"
 
 
-def format_policies(rows: Sequence[dict[str, Any]]) -> str:
+def format_long(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each duration, policy and number of frames."""
     lines = [f"{'seconds':>7} {'policy':12} {'frames':>6}  {'shown':22} {'heard':22} {'n':>4}"]
     for row in rows:
         found = [
             f"{s['accuracy']:.3f} ({s['low']:.3f} to {s['high']:.3f})"
-            for s in (row["object"], row["sound"])
+            for s in (row["object"], row["order"])
         ]
         start = f"{row['seconds']:>7g} {row['policy']:12} {row['frames']:>6}"
         lines.append(f"{start}  {found[0]:22} {found[1]:22} {row['object']['n']:>4}")

@@ -5,7 +5,7 @@ import dataclasses
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -109,7 +109,7 @@ class Source:
                     yield Picture(seconds, shrink(frame))
 
     def _packets(
-        self, container: av.container.InputContainer, streams: list[av.stream.Stream]
+        self, container: av.container.InputContainer, streams: Sequence[av.stream.Stream]
     ) -> Iterator[av.Packet]:
         try:
             yield from container.demux(*streams)

@@ -131,7 +131,8 @@ def read_long(
     seconds = 0.0 if track is None else track[0].shape[1] / track[1]
     sight, sound, message, parts = None, None, "", 0
     if look:
-        fps, taken = video.frame_rate(path), []
+        fps = video.frame_rate(path)
+        taken: list[np.ndarray] = []
 
         def pick(count: int) -> np.ndarray:
             taken[:] = frame_parts(count, plan(policy, count / fps, size, frames, window))
