@@ -99,11 +99,19 @@ def live(args: argparse.Namespace) -> int:
 
 
 def told(report: dict[str, Any]) -> str:
-    return (
-        f"{report['stream_seconds']:.0f} s of stream in {report['seconds']:.0f} s; "
-        f"{report['mib_after_warm_up']:.0f} MiB after warm-up, {report['mib_at_the_end']:.0f} at "
-        f"the end, {report['mib_at_most']:.0f} at most; {report['dropped']} frames dropped"
-    )
+    samples = report["samples"]
+    fifths = [samples[len(samples) * i // 5 - 1] for i in range(1, 6)]
+    memory = ", ".join(f"{s['mib']:.0f} after {s['at']:.0f} s" for s in fifths)
+    lines = [
+        f"{samples[-1]['at']:.0f} s of stream in {report['seconds']:.0f} s; "
+        f"{report['dropped']} frames dropped",
+        f"MiB: {memory}; {report['mib_at_most']:.0f} at most; grew by {report['growth']:.1%}",
+    ]
+    for half in ("first_half", "second_half"):
+        if half in report:
+            spent = ", ".join(f"{kind} {1000 * s:.1f}" for kind, s in report[half].items())
+            lines.append(f"CPU ms a second of stream, {half.replace('_', ' ')}: {spent}")
+    return "\n".join(lines)
 
 
 HEAD = f"{'':32} {'accuracy':>8}  {'95 % interval':14} {'n':>5} {'chance':>7}"

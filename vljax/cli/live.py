@@ -26,9 +26,7 @@ def follow(args: argparse.Namespace, engine: Any, senses: tuple[bool, bool], sam
     live = Live(engine, args.policy, pace, *senses)
     image = engine.size.vit.image
     source = Source(args.live, (image, image), pace.fps, *senses)
-    # Two windows ahead, in pictures and in usual blocks of sound.
-    room = int(2 * pace.window * (pace.fps + 50))
-    with Ring(source, room, args.speed) as ring:
+    with Ring(source, pace.room, args.speed) as ring:
         session = Session(live, ring, engine, sampling)
         if args.ask:
             for answer in session.answers(args.ask, args.every, args.window):

@@ -79,32 +79,38 @@ def evaluate_live(
 ) -> Report:
     """Follows the stream at ``path`` and asks about every scene when it ends.
 
-    Returns {topic: score, ..., "mib_after_warm_up", "mib_at_the_end", "mib_at_most", "growth",
-    "seconds" that it took, "stream_seconds", "dropped"}.
+    Returns {topic: score, ...} with ``flatness``, ``cost``, "seconds" that it took, "dropped"
+    frames, and "samples", one a scene: {"at": seconds of stream, "mib", "cpu": seconds so far,
+    "answering": those of them that answers took}.
     """
     pace, side = Pace(), engine.size.vit.image
     live = Live(engine, "uniform", pace)
     hits: dict[str, list[bool]] = {t: [] for t in TOPICS}
-    memory, began = [], time.monotonic()
+    samples: list[dict[str, float]] = []
+    began, answering = time.monotonic(), 0.0
+
+    def ask() -> None:
+        nonlocal answering
+        before = time.process_time()
+        _ask(engine, live, scenes, len(samples), hits)
+        answering += time.process_time() - before
+        spent = {"cpu": time.process_time(), "answering": answering}
+        samples.append({"at": (len(samples) + 1) * WINDOW, "mib": resident()} | spent)
+        if progress:
+            progress(len(samples), len(scenes))
+
     source = Source(str(path), (side, side), pace.fps)
-    with Ring(source, int(2 * WINDOW * (pace.fps + 50)), speed) as ring:
-        asked = 0
+    with Ring(source, pace.room, speed) as ring:
         for piece in ring:
             live.take(piece)
-            while asked < len(scenes) and live.past((asked + 1) * WINDOW):
-                _ask(engine, live, scenes, asked, hits)
-                asked += 1
-                memory.append(resident())
-                if progress:
-                    progress(asked, len(scenes))
-        for last in range(asked, len(scenes)):
-            _ask(engine, live, scenes, last, hits)
-            memory.append(resident())
+            while len(samples) < len(scenes) and live.past((len(samples) + 1) * WINDOW):
+                ask()
+        while len(samples) < len(scenes):
+            ask()
     report: Report = {t: score(found, CHANCE[t]) for t, found in hits.items()}
-    report |= flatness(memory)
+    report |= flatness([s["mib"] for s in samples]) | cost(samples)
     report["seconds"] = round(time.monotonic() - began, 1)
-    report["stream_seconds"] = round(live.seconds, 1)
-    return report | {"dropped": ring.dropped}
+    return report | {"dropped": ring.dropped, "samples": samples}
 
 
 def _ask(
@@ -140,4 +146,24 @@ def flatness(memory: Sequence[float]) -> Report:
         "mib_at_the_end": round(last, 1),
         "mib_at_most": round(max(warm), 1),
         "growth": round(last / first - 1, 4) if first else 0.0,
+    }
+
+
+def cost(samples: Sequence[dict[str, float]]) -> Report:
+    """CPU seconds that a second of stream takes after warm-up, in the first half and the second.
+
+    {"first_half": {"following", "answering"}, "second_half": the same}
+    """
+    warm = samples[int(len(samples) * WARM_UP) :]
+    middle = len(warm) // 2
+    halves = {"first_half": warm[: middle + 1], "second_half": warm[middle:]}
+    return {name: _cost(part) for name, part in halves.items() if len(part) > 1}
+
+
+def _cost(samples: Sequence[dict[str, float]]) -> dict[str, float]:
+    first, last = samples[0], samples[-1]
+    seconds, cpu, answering = (last[k] - first[k] for k in ("at", "cpu", "answering"))
+    return {
+        "following": round((cpu - answering) / seconds, 4),
+        "answering": round(answering / seconds, 4),
     }

@@ -47,6 +47,11 @@ class Pace:
                 f"window of {self.window:g} s"
             )
 
+    @property
+    def room(self) -> int:
+        """Pieces of a stream that may wait: two windows of pictures, and of sound as it comes."""
+        return int(2 * self.window * (self.fps + 50))
+
 
 class Recent(Generic[T]):
     """(seconds, value) of the last ``room`` arrivals, those not yet encoded apart."""

@@ -7,7 +7,6 @@ of which its training reaches 8 and 8: `ROWS` of them is what the other policies
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from vljax.store import Tree
 
 WINDOW = 4.0  # seconds
 ROOM = 256  # tokens of the context that are left to question and answer
-CHUNK = 32  # frames, or sounds, that go through the towers at once
+CHUNKS = (2, FRAMES, 32)  # frames, or sounds, that go through the towers at once
 
 Fit = Literal["table", "stretch", "windows", "merge"]
 
@@ -209,15 +208,18 @@ def sound_features(engine: Engine, mel: np.ndarray) -> np.ndarray:
 
 
 def _in_chunks(run: Any, rows: np.ndarray) -> np.ndarray:
-    """``run`` on rows [N, ...] in chunks of two static sizes, the last one filled up with zeros."""
-    chunk = FRAMES if len(rows) <= FRAMES else CHUNK
-    done = []
+    """``run`` on rows [N, ...] in chunks of a static size, the last one filled up with zeros."""
+    chunk, done = _chunk(len(rows)), []
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         filled = np.zeros((chunk, *rows.shape[1:]), rows.dtype)
         filled[: len(part)] = part
         done.append(np.asarray(run(filled))[: len(part)])
     return np.concatenate(done)
+
+
+def _chunk(count: int) -> int:
+    return next((size for size in CHUNKS if size >= count), CHUNKS[-1])
 
 
 @jit("model")
@@ -269,14 +271,15 @@ def hear(engine: Engine, policy: Policy, parts: list[np.ndarray]) -> np.ndarray:
 def merged(frames: np.ndarray, times: np.ndarray, places: int) -> tuple[np.ndarray, np.ndarray]:
     """Frames [T, Q, D] at times [T], merged until ``places`` remain, and their times."""
     memory = blank(places, *frames.shape[1:])
-    for part, at in zip(_chunks(frames), _chunks(times), strict=True):
-        memory = add(memory, part, at)
+    for start in range(0, len(frames), CHUNKS[-1]):
+        part = slice(start, start + CHUNKS[-1])
+        memory = add(memory, frames[part], times[part])
     return contents(memory)
 
 
 def add(memory: Memory, frames: np.ndarray, times: np.ndarray) -> Memory:
-    """``remember``, compiled for up to ``CHUNK`` frames."""
-    count = FRAMES if len(frames) <= FRAMES else CHUNK
+    """``remember`` of as many frames as go through the towers at once, or fewer."""
+    count = _chunk(len(frames))
     tokens, valid = _filled([frames], count)
     at = np.zeros(count, np.float32)
     at[: len(times)] = times
@@ -313,11 +316,6 @@ def _audio_tokens(
         {"params": params}, features, valid, stretch=stretch, method="audio_tokens"
     )
     return prompts
-
-
-def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), CHUNK):
-        yield rows[start : start + CHUNK]
 
 
 def _filled(parts: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
