@@ -10,39 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vljax.data.text import LLAMA2, TEMPLATES, VICUNA
-from vljax.data.tokenizer import Tokenizer
-from vljax.data.world.files import train_tokenizer
+from vljax.data.text import LLAMA2, VICUNA
 from vljax.generate import decode
 from vljax.generate.chat import Conversation, Model
 from vljax.generate.engine import Engine, Request, load_engine
 from vljax.generate.media import Media, draw
 from vljax.generate.sampling import Sampling, choose, filtered
-from vljax.models.sizes import TINY
-from vljax.models.video_llama import abstract_parameters
-from vljax.store import WeightsError, flatten, save, unflatten
+from vljax.store import WeightsError, save
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-SIZE = dataclasses.replace(TINY, llama=dataclasses.replace(TINY.llama, width=64, depth=2, mlp=96))
 SHORT = Sampling(max_new_tokens=8)
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> Engine:
-    """The tiny model with random weights, large enough that answers differ."""
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    train_tokenizer(path, np.random.default_rng(0))
-    rng = np.random.default_rng(0)
-
-    def one(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if "scale" in name:
-            return np.ones(shape, np.float32)
-        width = shape[-2] if "kernel" in name else 4
-        return rng.normal(0, width**-0.5, shape).astype(np.float32)
-
-    flat = flatten(abstract_parameters(SIZE))
-    params = {n.removesuffix("/value"): one(n, x.shape) for n, x in flat.items()}
-    return Engine(SIZE, jax.device_put(unflatten(params)), Tokenizer(path), TEMPLATES["tiny"])
 
 
 def make_media(seed: int, frames: int | None = 8, sound: bool = True) -> Media:
@@ -223,6 +200,36 @@ def test_a_conversation_remembers(engine):
     assert Model(engine, "m").generate([Request("What?", VIDEO)], SHORT) == [first]
 
 
+def test_towers_run_once_a_clip(engine, monkeypatch):
+    """And again where their input differs, whatever it was read from."""
+    fresh = dataclasses.replace(engine)
+    encoded = []
+    encode = Engine._encode
+    monkeypatch.setattr(
+        Engine, "_encode", lambda self, media: encoded.append(len(media)) or encode(self, media)
+    )
+    other = dataclasses.replace(VIDEO, frames=VIDEO.frames[::-1])
+    first = fresh.encode([VIDEO, other, VIDEO])
+    assert encoded == [2]
+    np.testing.assert_array_equal(fresh.encode([VIDEO])[0], first[0])
+    np.testing.assert_array_equal(first[0], first[2])
+    assert not np.array_equal(first[0], first[1])
+    assert encoded == [2]
+    monkeypatch.setattr("vljax.generate.engine.KEPT", 1)
+    fresh.encode([other])
+    fresh.encode([VIDEO])
+    assert encoded == [2, 1]
+
+
+def test_beams_of_mixed_requests_are_those_of_each_alone(engine):
+    """At the template's stop, too: beam search is a batch like any other."""
+    searched = dataclasses.replace(SHORT, beams=3)
+    requests = [ASKED[0], Request("Who?"), ASKED[1]]
+    together = engine.answer(requests, searched)
+    assert together == [engine.answer([r], searched)[0] for r in requests]
+    assert together != engine.answer(requests, SHORT)
+
+
 def test_too_long_a_prompt_is_told(engine):
     with pytest.raises(ValueError, match=r"prompt: got \d+ tokens, expected at most 2000"):
         engine.answer([Request("Who? " * 1500)], SHORT)
@@ -275,7 +282,14 @@ def test_choices():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -0.1), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("max_new_tokens", 0)],
+    [
+        ("temperature", -0.1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("max_new_tokens", 0),
+        ("beams", 0),
+    ],
 )
 def test_sampling_out_of_range(field, value):
     with pytest.raises(ValueError, match=f"{field}: got {value}, expected"):

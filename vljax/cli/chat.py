@@ -16,13 +16,14 @@ def main(argv: Sequence[str]) -> None:
     from vljax.generate.media import Media, draw
     from vljax.generate.sampling import Sampling
 
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.max_new_tokens)
+    chosen = args.temperature, args.top_k, args.top_p, args.max_new_tokens, args.repetition_penalty
+    sampling = Sampling(*chosen, args.beams, args.length_penalty)
     clip = args.clip or SAMPLE
     shown = Path(f"{clip.name}-shown.png")
     if args.show and shown.exists():
         raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
     told = functools.partial(print, file=sys.stderr)
-    wanted = {"quantise": args.quantise, "quantise_vit": args.quantise_vit}
+    wanted = {n: getattr(args, n) for n in ("quantise", "quantise_vit", "sharding")}
     model = load(args.model, args.dtype, **wanted, tell=told)
     senses = model.engine.senses(not args.no_video, not args.no_audio)
     if args.live:
@@ -68,6 +69,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quantise-vit", choices=("int8",), default="", help="to hold the image encoder in"
     )
+    parser.add_argument(
+        "--sharding", default="", metavar="STRATEGY", help="over all devices, as in training: fsdp"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--no-audio", action="store_true", help="do not listen")
     parser.add_argument("--no-video", action="store_true", help="do not look")
@@ -103,6 +107,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=50)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default) is none")
+    parser.add_argument("--beams", type=int, default=1, help="of beam search; 1 (default) is none")
+    parser.add_argument(
+        "--length-penalty", type=float, default=1.0, help="of beams; longer above 0"
+    )
     args = parser.parse_args(argv)
     if args.json and not args.ask:
         parser.error("--json needs --ask")
@@ -133,6 +142,8 @@ def talk(conversation: Any, clip: str) -> None:
         if not question:
             return
         try:
-            print(conversation.ask(question), flush=True)
+            for piece in conversation.stream(question):
+                print(piece, end="", flush=True)
+            print()
         except ValueError as error:  # of this question alone
             print(error, file=sys.stderr)

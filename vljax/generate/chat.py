@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from vljax.generate.engine import Engine, Request, load_engine
 from vljax.generate.long import POLICIES, WINDOW, Policy, read_long
 from vljax.generate.media import FRAMES, Encoded, Media, read_media
 from vljax.generate.sampling import Sampling
+from vljax.generate.session import Session
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent.parent
@@ -19,20 +20,42 @@ SAMPLE = PACKAGE / "samples" / "sample.mp4"
 
 
 class Conversation:
-    """Several turns about the same media."""
+    """Several turns about the same media; each reads only what is new."""
 
     def __init__(
         self, engine: Engine, media: Media | Encoded | None, sampling: Sampling = Sampling()
     ):
         self.engine, self.media, self.sampling = engine, media, sampling
         self.history: tuple[tuple[str, str], ...] = ()
+        self.session = Session(engine)
 
     def ask(self, question: str) -> str:
         """The answer, which later questions see."""
-        request = Request(question, self.media, self.history)
-        answer = self.engine.answer([request], self.sampling, seed=len(self.history))[0]
-        self.history += (("human", question), ("gpt", answer))
+        request, seed = Request(question, self.media, self.history), len(self.history)
+        if self.sampling.beams > 1:
+            answer = self.engine.answer([request], self.sampling, seed)[0]
+        else:
+            answer = self.session.answer(request, self.sampling, seed)
+        self._remember(question, answer)
         return answer
+
+    def stream(self, question: str) -> Iterator[str]:
+        """The same answer in pieces, as they are written; later questions see it once it is whole.
+
+        With beams it comes in one piece.
+        """
+        if self.sampling.beams > 1:
+            yield self.ask(question)
+            return
+        request, seed = Request(question, self.media, self.history), len(self.history)
+        pieces = []
+        for piece in self.session.stream(request, self.sampling, seed):
+            pieces.append(piece)
+            yield piece
+        self._remember(question, "".join(pieces))
+
+    def _remember(self, question: str, answer: str) -> None:
+        self.history += (("human", question), ("gpt", answer))
 
 
 @dataclasses.dataclass
@@ -119,6 +142,7 @@ def load(
     quantise: str = "",
     quantise_vit: str = "",
     tell: Callable[[str], None] = log.info,
+    sharding: str = "",
 ) -> Model:
     """Loads "tiny", which comes with the package, or a folder of weights.
 
@@ -126,8 +150,9 @@ def load(
       dtype: to hold them and compute in; by default, what the folder says.
       quantise: "int8" or "int4", to hold the language model in; quantise_vit: "int8", the ViT.
       tell: is told beforehand, in a line, what the weights take and whether they fit.
+      sharding: a strategy over all devices, as in training ("fsdp_tp"); else the first device.
 
     Raises WeightsError for a folder that holds none.
     """
     folder = TINY_WEIGHTS if str(name) == "tiny" else Path(name)
-    return Model(load_engine(folder, dtype, quantise, quantise_vit, tell), str(name))
+    return Model(load_engine(folder, dtype, quantise, quantise_vit, tell, sharding), str(name))

@@ -9,21 +9,96 @@ from vljax.data.tokenizer import LLAMA, Special
 from vljax.generate.compiled import jit
 from vljax.generate.sampling import Sampling, already_said, choose, penalised
 from vljax.models.video_llama import VideoLlama
-from vljax.nn.attention import Cache
+from vljax.nn.attention import Cache, Caches, next_slot, slots
 from vljax.store import Tree
 
 Stops = tuple[tuple[int, ...], ...]
 
 
-class Step(NamedTuple):
-    """The decoding loop's state: ids [B, N], how many are written, cache, who is done."""
+class Context(NamedTuple):
+    """What rows have been given so far.
 
+    Attributes:
+      seen: bool [B, S], the slots of the cache that hold it. length: [B], how many tokens it is.
+    """
+
+    cache: Caches
+    seen: jax.Array
+    length: jax.Array
+
+
+class Step(NamedTuple):
+    """The decoding loop's state.
+
+    Attributes:
+      ids: [B, N], of which the first ``written`` are chosen, the last of them not yet read.
+      done: bool [B].
+    """
+
+    context: Context
     ids: jax.Array
     written: jax.Array
-    token: jax.Array
-    cache: Cache
     done: jax.Array
     key: jax.Array
+
+
+def blank(model: VideoLlama, params: Tree, rows: int, room: int) -> Context:
+    """With room for so many tokens a row."""
+    cache = _apply(model, params, "empty_cache", rows, room)
+    return Context(cache, jnp.zeros((rows, room), bool), jnp.zeros(rows, int))
+
+
+@jit("room", donate_argnames="context")
+def widened(context: Context, room: int) -> Context:
+    """With room for so many tokens a row. ``context`` is used up."""
+    more = room - context.seen.shape[1]
+
+    def widen(cache: Cache) -> Cache:
+        whole = [(0, 0)] * (cache.keys.ndim - 1)
+        keys = jnp.pad(cache.keys, [*whole, (0, more)])
+        return cache._replace(
+            keys=keys, values=jnp.pad(cache.values, [*whole[1:], (0, more), (0, 0)])
+        )
+
+    cache: Caches = jax.tree.map(widen, context.cache, is_leaf=lambda x: isinstance(x, Cache))
+    return context._replace(cache=cache, seen=jnp.pad(context.seen, ((0, 0), (0, more))))
+
+
+def rewound(context: Context, length: jax.Array | int) -> Context:
+    """One row's first ``length`` tokens, which lie without a gap; what follows is written over."""
+
+    def rewind(cache: Cache) -> Cache:
+        return cache._replace(next_slot=jnp.full_like(cache.next_slot, length))
+
+    cache: Caches = jax.tree.map(rewind, context.cache, is_leaf=lambda x: isinstance(x, Cache))
+    seen = jnp.arange(context.seen.shape[1])[None] < length
+    return Context(cache, seen, jnp.full_like(context.length, length))
+
+
+def read(
+    model: VideoLlama,
+    params: Tree,
+    context: Context,
+    tokens: jax.Array,
+    mask: jax.Array,
+    media: jax.Array | None = None,
+) -> tuple[jax.Array, Context]:
+    """Adds tokens to what is there.
+
+    tokens and mask [B, L], padded at the end; media [B, M, D] for the placeholders, in order.
+    Returns the logits [B, V] after each row's last token, and the context.
+    """
+    L, slot = tokens.shape[1], next_slot(context.cache)
+    embeddings = _apply(model, params, "splice", tokens, media)
+    nothing = jnp.zeros_like(context.seen)
+    new = jax.lax.dynamic_update_slice(nothing, mask.astype(bool), (0, slot))
+    earlier = jnp.arange(context.seen.shape[1]) <= slot + jnp.arange(L)[:, None]
+    sees = context.seen[:, None] | (new[:, None] & earlier)
+    positions = context.length[:, None] + jnp.arange(L)
+    hidden, cache = _apply(model, params, "decode", embeddings, sees, positions, context.cache)
+    last = jnp.take_along_axis(hidden, (mask.sum(1) - 1)[:, None, None], axis=1)
+    logits = _apply(model, params, "head", last)[:, 0]
+    return logits, Context(cache, context.seen | new, context.length + mask.sum(1))
 
 
 def prefill(
@@ -33,20 +108,16 @@ def prefill(
     mask: jax.Array,
     media: jax.Array | None,
     spare: int,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[jax.Array, Caches]:
     """Reads prompts into a cache with ``spare`` slots after them.
 
     tokens and mask [B, L], padded at the end; media [B, M, D] for the placeholders, in order.
     Returns the logits [B, V] after each prompt, and the cache.
     """
     B, L = tokens.shape
-    embeddings = _apply(model, params, "splice", tokens, media)
-    causal = jnp.tril(jnp.ones((L, L + spare), bool)) & _slots(mask, 0, spare)[:, None]
-    positions = jnp.broadcast_to(jnp.arange(L), (B, L))
-    empty = _apply(model, params, "empty_cache", B, L + spare)
-    hidden, cache = _apply(model, params, "decode", embeddings, causal, positions, empty)
-    last = jnp.take_along_axis(hidden, (mask.sum(1) - 1)[:, None, None], axis=1)
-    return _apply(model, params, "head", last)[:, 0], cache
+    empty = blank(model, params, B, L + spare)
+    logits, context = read(model, params, empty, tokens, mask, media)
+    return logits, context.cache
 
 
 def extend(
@@ -55,31 +126,30 @@ def extend(
     token: jax.Array,
     mask: jax.Array,
     written: jax.Array | int,
-    cache: Cache,
-) -> tuple[jax.Array, Cache]:
+    cache: Caches,
+) -> tuple[jax.Array, Caches]:
     """One more token [B] of each row -> the logits [B, V] after it, and the cache.
 
     ``mask`` [B, L] is the prompts'; ``written`` counts generated tokens, this one included.
     """
-    spare = cache.keys.shape[2] - mask.shape[1]
-    embedded = _apply(model, params, "splice", token[:, None], None)
-    seen = _slots(mask, written, spare)[:, None]
-    at = (mask.sum(1) + written - 1)[:, None]
-    hidden, cache = _apply(model, params, "decode", embedded, seen, at, cache)
-    return _apply(model, params, "head", hidden)[:, 0], cache
+    generated = jnp.arange(slots(cache) - mask.shape[1]) < written - 1
+    generated = jnp.broadcast_to(generated, (mask.shape[0], *generated.shape))
+    seen = jnp.concatenate([mask.astype(bool), generated], axis=1)
+    context = Context(cache, seen, mask.sum(1) + written - 1)
+    logits, context = _read_one(model, params, context, token)
+    return logits, context.cache
 
 
-def _slots(mask: jax.Array, written: jax.Array | int, spare: int) -> jax.Array:
-    """bool [B, L + spare]: the prompt's tokens and the ``written`` generated ones."""
-    generated = jnp.broadcast_to(jnp.arange(spare) < written, (mask.shape[0], spare))
-    return jnp.concatenate([mask.astype(bool), generated], axis=1)
+def _read_one(
+    model: VideoLlama, params: Tree, context: Context, token: jax.Array
+) -> tuple[jax.Array, Context]:
+    return read(model, params, context, token[:, None], jnp.ones((len(token), 1), bool))
 
 
 def _apply(model: VideoLlama, params: Tree, method: str, *args: Any) -> Any:
     return model.apply({"params": params}, *args, method=method)
 
 
-@jit(("model", "sampling", "stops"))
 def generate(
     model: VideoLlama,
     params: Tree,
@@ -100,33 +170,104 @@ def generate(
 
     Returns ids [B, max_new_tokens], pad after a row's end, and the logits [B, V] after the prompt.
     """
-    B, N = tokens.shape[0], sampling.max_new_tokens
-    first_logits, cache = prefill(model, params, tokens, mask, media, N)
+    end = sampling.max_new_tokens
+    rest = (sampling, stops, special)
+    step, logits = begin(model, params, tokens, mask, media, key, *rest)
+    return go_on(model, params, step, end, *rest).ids, logits
+
+
+@jit(("model", "sampling", "stops"))
+def begin(
+    model: VideoLlama,
+    params: Tree,
+    tokens: jax.Array,
+    mask: jax.Array,
+    media: jax.Array | None,
+    key: jax.Array,
+    sampling: Sampling,
+    stops: Stops,
+    special: Special,
+) -> tuple[Step, jax.Array]:
+    """``generate``'s arguments -> its first token, and the logits [B, V] that it was chosen by."""
+    B, L = tokens.shape
+    empty = blank(model, params, B, L + sampling.max_new_tokens)
+    logits, context = read(model, params, empty, tokens, mask, media)
+    return _first(context, logits, key, sampling, stops, special), logits
+
+
+@jit(("model", "sampling", "stops"), donate_argnames="context")
+def resume(
+    model: VideoLlama,
+    params: Tree,
+    context: Context,
+    kept: jax.Array | int,
+    tokens: jax.Array,
+    mask: jax.Array,
+    media: jax.Array | None,
+    key: jax.Array,
+    sampling: Sampling,
+    stops: Stops,
+    special: Special,
+) -> Step:
+    """As ``begin``, of one row, after the first ``kept`` tokens of ``context``, which is used up.
+
+    The tokens lie without a gap before and afterwards: what is padding is written over.
+    """
+    context = rewound(context, kept)
+    logits, context = read(model, params, context, tokens, mask, media)
+    context = rewound(context, kept + mask.sum())
+    return _first(context, logits, key, sampling, stops, special)
+
+
+def _first(
+    context: Context,
+    logits: jax.Array,
+    key: jax.Array,
+    sampling: Sampling,
+    stops: Stops,
+    special: Special,
+) -> Step:
+    B = logits.shape[0]
+    ids = jnp.full((B, sampling.max_new_tokens), special.pad, jnp.int32)
+    step = Step(context, ids, jnp.zeros((), int), jnp.zeros(B, bool), key)
+    return _emit(step, logits, sampling, stops, special)
+
+
+@jit(("model", "sampling", "stops"), donate_argnames="step")
+def go_on(
+    model: VideoLlama,
+    params: Tree,
+    step: Step,
+    until: jax.Array | int,
+    sampling: Sampling,
+    stops: Stops,
+    special: Special,
+) -> Step:
+    """Writes until there are ``until`` tokens or all rows have stopped. ``step`` is used up."""
 
     def advance(step: Step) -> Step:
-        logits, cache = extend(model, params, step.token, mask, step.written, step.cache)
-        return emit(step._replace(cache=cache), logits)
+        last = jax.lax.dynamic_index_in_dim(step.ids, step.written - 1, 1, keepdims=False)
+        logits, context = _read_one(model, params, step.context, last)
+        return _emit(step._replace(context=context), logits, sampling, stops, special)
 
-    def emit(step: Step, logits: jax.Array) -> Step:
-        key, now = jax.random.split(step.key)
-        if sampling.repetition_penalty != 1:
-            said = already_said(step.ids, step.written, logits.shape[-1], special.bos)
-            logits = penalised(logits, said, sampling.repetition_penalty)
-        token = jnp.where(step.done, special.pad, choose(logits, now, sampling))
-        ids = jax.lax.dynamic_update_slice(step.ids, token[:, None], (0, step.written))
-        done = step.done | (token == special.eos) | _ends(ids, step.written, stops)
-        return Step(ids, step.written + 1, token, step.cache, done, key)
-
-    ids = jnp.full((B, N), special.pad, tokens.dtype)
-    nothing = jnp.zeros(B, tokens.dtype)
-    begin = Step(ids, jnp.zeros((), int), nothing, cache, jnp.zeros(B, bool), key)
-    state = jax.lax.while_loop(
-        lambda s: (s.written < N) & ~s.done.all(), advance, emit(begin, first_logits)
-    )
-    return state.ids, first_logits
+    return jax.lax.while_loop(lambda s: (s.written < until) & ~s.done.all(), advance, step)
 
 
-def _ends(ids: jax.Array, last: jax.Array, stops: Stops) -> jax.Array:
+def _emit(
+    step: Step, logits: jax.Array, sampling: Sampling, stops: Stops, special: Special
+) -> Step:
+    """Chooses a token of each row by logits [B, V]."""
+    key, now = jax.random.split(step.key) if sampling.temperature else (step.key, step.key)
+    if sampling.repetition_penalty != 1:
+        said = already_said(step.ids, step.written, logits.shape[-1], special.bos)
+        logits = penalised(logits, said, sampling.repetition_penalty)
+    token = jnp.where(step.done, special.pad, choose(logits, now, sampling)).astype(step.ids.dtype)
+    ids = jax.lax.dynamic_update_slice(step.ids, token[:, None], (0, step.written))
+    done = step.done | (token == special.eos) | ends(ids, step.written, stops)
+    return Step(step.context, ids, step.written + 1, done, key)
+
+
+def ends(ids: jax.Array, last: jax.Array, stops: Stops) -> jax.Array:
     """bool [B]: whether a row's ids up to and including column ``last`` end with a stop."""
     ended = jnp.zeros(ids.shape[0], bool)
     for stop in stops:

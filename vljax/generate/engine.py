@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vljax import store
 from vljax.data.text import TEMPLATES, Template, close_turn, open_turn, spoken
 from vljax.data.tokenizer import Tokenizer
 from vljax.generate import decode
+from vljax.generate.beam import beam_search
+from vljax.generate.compiled import placed
 from vljax.generate.media import FRAMES, Encoded, Media
 from vljax.generate.sampling import Sampling
 from vljax.models import precision
 from vljax.models.sizes import VideoLlamaSize, size_of
 from vljax.models.video_llama import VideoLlama, abstract_parameters
+from vljax.nn.stack import take_apart
+from vljax.sharding.mesh import make_mesh
+from vljax.sharding.placement import Placement
+from vljax.sharding.strategy import strategy
 from vljax.store import Tree, WeightsError
 
 log = logging.getLogger(__name__)
 LENGTHS = (64, 128, 256, 512, 1024, 2000)  # of prompts; one program each
 SIZES = (1, 4, 16, 64)  # of batches
+KEPT = 64  # media whose soft prompts are kept
 ONLY_TRAINING = ("imagebind/vision",)  # the audio branch learns from sights
 SIGHT = (
     "frame_encoder/vit",
@@ -47,16 +56,25 @@ class Request:
 
 @dataclasses.dataclass
 class Engine:
-    """Weights with what belongs to them. ``load_engine`` makes one from a folder."""
+    """Weights with what belongs to them. ``load_engine`` makes one from a folder.
+
+    ``placement``: where the weights lie, if not on one device; programs then run on its mesh.
+    """
 
     size: VideoLlamaSize
     params: Tree
     tokenizer: Tokenizer
     template: Template
     dtype: Any = jnp.float32
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
-        self.model = VideoLlama(self.size, self.dtype)
+        self._soft_prompts: OrderedDict[bytes, jax.Array] = OrderedDict()  # by recency
+        self.model = VideoLlama(self.size, self.dtype, apart=True)
+        llama = self.params["llama"]
+        if "0" not in llama["layers"]:
+            llama = {**llama, "layers": take_apart(llama["layers"])}
+            self.params = {**self.params, "llama": llama}
         self.stops = self.tokenizer.stop_ids(self.template.stop)
 
     def senses(self, look: bool = True, listen: bool = True) -> tuple[bool, bool]:
@@ -141,45 +159,78 @@ class Engine:
         return counts
 
     def encode(self, media: Sequence[Media | Encoded | None]) -> jax.Array | None:
-        """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's."""
+        """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's.
+
+        Those of the last ``KEPT`` media are kept, by what the towers would be given.
+        """
         kinds = {_kind(m) for m in media}
         assert len(kinds) == 1, "a batch has media of one kind"
         encoded = [m.prompts for m in media if isinstance(m, Encoded)]
         if encoded:
             return jnp.asarray(_padded(encoded))
-        given = [m for m in media if isinstance(m, Media)]
+        given = {m.digest(): m for m in media if isinstance(m, Media)}
+        if not given or kinds == {_kind(None)}:
+            return None
+        new = {key: m for key, m in given.items() if key not in self._soft_prompts}
+        if new:
+            self._soft_prompts |= zip(new, self._encode(list(new.values())), strict=True)
+        keys = [m.digest() for m in media if isinstance(m, Media)]
+        for key in keys:
+            self._soft_prompts.move_to_end(key)
+        made = jnp.stack([self._soft_prompts[key] for key in keys])
+        while len(self._soft_prompts) > KEPT:
+            self._soft_prompts.popitem(last=False)
+        return made
+
+    def _encode(self, media: Sequence[Media]) -> jax.Array:
+        """[B, M, D] of media of one kind, B filled up to a static size."""
+        filled = [*media, *[media[-1]] * (fit(len(media), SIZES) - len(media))]
         parts = []
-        if given and given[0].mel is not None:
-            mel = np.stack([m.mel for m in given if m.mel is not None])
-            parts.append(decode.encode_sound(self.model, self.params, mel))
-        if given and given[0].frames is not None:
-            frames, valid = _pad_frames([m.frames for m in given if m.frames is not None])
-            parts.append(decode.encode_frames(self.model, self.params, frames, valid))
-        return jnp.concatenate(parts, axis=1) if parts else None
+        with placed(self.placement):
+            if media[0].mel is not None:
+                mel = np.stack([m.mel for m in filled if m.mel is not None])
+                parts.append(decode.encode_sound(self.model, self.params, mel))
+            if media[0].frames is not None:
+                frames, valid = _pad_frames([m.frames for m in filled if m.frames is not None])
+                parts.append(decode.encode_frames(self.model, self.params, frames, valid))
+        return jnp.concatenate(parts, axis=1)[: len(media)]
 
     def _answer_batch(
         self, requests: Sequence[Request], sampling: Sampling, seed: int
     ) -> list[str]:
-        padded = list(requests) + [requests[-1]] * (_fit(len(requests), SIZES) - len(requests))
+        padded = list(requests) + [requests[-1]] * (fit(len(requests), SIZES) - len(requests))
         room = LENGTHS[-1] - sampling.max_new_tokens
         prompts = [self.prompt_ids(r, room) for r in padded]
-        length = _fit(max(map(len, prompts)), LENGTHS)
-        tokens = np.full((len(padded), length), self.tokenizer.special.pad, np.int32)
-        mask = np.zeros((len(padded), length), bool)
+        tokens, mask = self.pad(prompts, fit(max(map(len, prompts)), LENGTHS))
+        media, key = self.encode([r.media for r in padded]), jax.random.key(seed)
+        given = tokens, mask, media
+        with placed(self.placement):
+            if sampling.beams == 1:
+                rest = key, sampling, self.stops, self.tokenizer.special
+                ids, _ = decode.generate(self.model, self.params, *given, *rest)
+            else:
+                ids = beam_search(
+                    self.model,
+                    self.params,
+                    *given,
+                    beams=sampling.beams,
+                    max_new_tokens=sampling.max_new_tokens,
+                    length_penalty=sampling.length_penalty,
+                    repetition_penalty=sampling.repetition_penalty,
+                    special=self.tokenizer.special,
+                    stops=self.stops,
+                    sampling=sampling if sampling.temperature else None,
+                    key=key,
+                ).ids
+        return [self.text(row) for row in np.asarray(ids)[: len(requests)]]
+
+    def pad(self, prompts: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask [B, length], padded at the end."""
+        tokens = np.full((len(prompts), length), self.tokenizer.special.pad, np.int32)
+        mask = np.zeros(tokens.shape, bool)
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
-        answers, _ = decode.generate(
-            self.model,
-            self.params,
-            tokens,
-            mask,
-            self.encode([r.media for r in padded]),
-            jax.random.key(seed),
-            sampling,
-            self.stops,
-            self.tokenizer.special,
-        )
-        return [self.text(row) for row in np.asarray(answers)[: len(requests)]]
+        return tokens, mask
 
     def text(self, ids: np.ndarray) -> str:
         """What a row of ids says, up to where it stopped."""
@@ -204,12 +255,14 @@ def load_engine(
     quantise: str = "",
     quantise_vit: str = "",
     tell: Callable[[str], None] = log.info,
+    sharding: str = "",
 ) -> Engine:
     """The model in a folder that ``vljax train`` (stage=all) or ``vljax convert`` wrote.
 
     Computes in ``dtype``, by default in what the manifest says. Where a converted set lacks a
     branch, the engine does too. ``quantise``, ``quantise_vit``: see ``precision.formats``; an array
-    is quantised as it is read. ``tell`` is told beforehand what the weights take.
+    is quantised as it is read. ``tell`` is told beforehand what the weights take. ``sharding``: a
+    strategy over all devices, by the names that training has; "" is the first device alone.
     """
     folder = Path(folder)
     formats = precision.formats(quantise, quantise_vit)
@@ -217,7 +270,8 @@ def load_engine(
     size = size_of(manifest)
     tokenizer = Tokenizer(folder, size.llama.vocab)
     dtype = jnp.dtype(dtype or manifest.get("compute", "float32"))
-    wanted = store.flatten(nn.unbox(abstract_parameters(size)))
+    boxed = abstract_parameters(size)
+    wanted = store.flatten(nn.unbox(boxed))
     parts = tuple(manifest.get("parts", wanted))
     wanted = {n: x for n, x in wanted.items() if store.is_under(n, parts)}
     wanted = {n: x for n, x in wanted.items() if not store.is_under(n, ONLY_TRAINING)}
@@ -226,11 +280,26 @@ def load_engine(
     held = precision.held(store.unflatten(wanted), formats, dict.fromkeys(wanted, dtype))
     tell(precision.told(precision.weights_bytes(held), precision.free_bytes()))
     importance = precision.importances(picked, size, formats)
-    placed: dict[str, jax.Array] = {}
+    placement, where = None, dict.fromkeys(store.flatten(held))
+    if sharding:
+        placement = Placement(strategy(sharding), make_mesh(strategy(sharding)))
+        where = store.flatten(placement.parameters(precision.held(boxed, formats, {})))
+    arrays: dict[str, jax.Array] = {}
     for name, array in picked.items():  # one by one, so that no float model is held
-        placed |= jax.device_put(precision.read(name, array, formats, dtype, importance.get(name)))
+        for part, x in precision.read(name, array, formats, dtype, importance.get(name)).items():
+            arrays |= _put(part, x, where[part])
     template = TEMPLATES[manifest["template"]]
-    return Engine(size, store.unflatten(placed), tokenizer, template, dtype)
+    return Engine(size, store.unflatten(arrays), tokenizer, template, dtype, placement)
+
+
+def _put(name: str, x: np.ndarray, where: NamedSharding | None) -> dict[str, jax.Array]:
+    """On its devices; an array of the language model's layers as ``take_apart`` would have it."""
+    _, found, rest = name.partition("llama/layers/")
+    if not found:
+        return {name: jax.device_put(x, where)}
+    if where is not None:  # layers are never split
+        where = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+    return {f"{found}{i}/{rest}": jax.device_put(layer, where) for i, layer in enumerate(x)}
 
 
 def _manifest_of_model(folder: Path) -> dict[str, Any]:
@@ -277,7 +346,7 @@ def _pad_frames(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return frames, valid
 
 
-def _fit(n: int, sizes: Sequence[int]) -> int:
+def fit(n: int, sizes: Sequence[int]) -> int:
     """The smallest static size that holds n. Raises ValueError when none does."""
     for size in sizes:
         if size >= n:

@@ -17,7 +17,7 @@ import numpy as np
 from vljax.data import video
 from vljax.data.audio import mel_clips, read_audio
 from vljax.data.video import MediaError
-from vljax.generate.compiled import jit
+from vljax.generate.compiled import jit, placed
 from vljax.generate.engine import LENGTHS, Engine
 from vljax.generate.media import FRAMES, Encoded
 from vljax.models.memory import Memory, blank, remember
@@ -199,22 +199,24 @@ def told(times: np.ndarray, policy: Policy) -> str:
 
 def frame_tokens(engine: Engine, frames: np.ndarray) -> np.ndarray:
     """frames uint8 [T, H, W, 3] -> [T, Q, D], a few at a time."""
-    return _in_chunks(lambda x: _frame_tokens(engine.model, engine.params, x), frames)
+    return _in_chunks(_frame_tokens, engine, frames)
 
 
 def sound_features(engine: Engine, mel: np.ndarray) -> np.ndarray:
     """mel float32 [S, bins, frames] -> ImageBind's [S, out], a few at a time."""
-    return _in_chunks(lambda x: _sound_features(engine.model, engine.params, x), mel)
+    return _in_chunks(_sound_features, engine, mel)
 
 
-def _in_chunks(run: Any, rows: np.ndarray) -> np.ndarray:
+def _in_chunks(run: Any, engine: Engine, rows: np.ndarray) -> np.ndarray:
     """``run`` on rows [N, ...] in chunks of a static size, the last one filled up with zeros."""
     chunk, done = _chunk(len(rows)), []
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         filled = np.zeros((chunk, *rows.shape[1:]), rows.dtype)
         filled[: len(part)] = part
-        done.append(np.asarray(run(filled))[: len(part)])
+        with placed(engine.placement):
+            made = run(engine.model, engine.params, filled)
+        done.append(np.asarray(made)[: len(part)])
     return np.concatenate(done)
 
 
@@ -251,7 +253,8 @@ def see(
     longest = max(map(len, parts))
     stretch = places if policy.fit == "stretch" and longest > places else 0
     tokens, valid = _filled(parts, longest if stretch else max(longest, places))
-    prompts = _video_tokens(engine.model, engine.params, tokens, valid, stretch)
+    with placed(engine.placement):
+        prompts = _video_tokens(engine.model, engine.params, tokens, valid, stretch)
     return np.asarray(prompts).reshape(-1, prompts.shape[-1]), np.concatenate(times)
 
 
@@ -264,7 +267,8 @@ def hear(engine: Engine, policy: Policy, parts: list[np.ndarray]) -> np.ndarray:
     longest = max(map(len, parts))
     stretch = places if policy.fit == "stretch" and longest > places else 0
     features, valid = _filled(parts, longest if stretch else max(longest, places))
-    prompts = _audio_tokens(engine.model, engine.params, features, valid, stretch)
+    with placed(engine.placement):
+        prompts = _audio_tokens(engine.model, engine.params, features, valid, stretch)
     return np.asarray(prompts).reshape(-1, prompts.shape[-1])
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ class Media:
     frames: np.ndarray | None
     mel: np.ndarray | None
     message: str = ""
+
+    def digest(self) -> bytes:
+        """Tells apart what the towers are given."""
+        return _digest(self.frames, self.mel)
 
     @property
     def sees(self) -> bool:
@@ -62,6 +67,10 @@ class Encoded:
     @property
     def hears(self) -> bool:
         return self.sound is not None
+
+    def digest(self) -> bytes:
+        """Tells apart what the towers made."""
+        return _digest(self.sight, self.sound)
 
     @property
     def prompts(self) -> np.ndarray:
@@ -119,6 +128,14 @@ def draw(media: Media, path: str | Path, upscale: int = 4) -> None:
     width = max(r.shape[1] for r in rows)
     padded = [np.pad(r, ((2, 2), (0, width - r.shape[1]), (0, 0))) for r in rows]
     Image.fromarray(np.concatenate(padded)).save(path)
+
+
+def _digest(*arrays: np.ndarray | None) -> bytes:
+    made = hashlib.sha256()
+    for x in arrays:
+        made.update(b"-" if x is None else repr((x.shape, x.dtype)).encode())
+        made.update(b"" if x is None else np.ascontiguousarray(x).data)
+    return made.digest()
 
 
 def _framed(image: np.ndarray) -> np.ndarray:

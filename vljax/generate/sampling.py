@@ -10,6 +10,9 @@ import jax.numpy as jnp
 class Sampling:
     """Temperature 0 is greedy. In this order: repetition penalty, temperature, top-k, top-p.
 
+    With more than one of ``beams``, beam search, or beam sampling at a temperature above 0;
+    ``length_penalty`` is for these.
+
     Raises ValueError for values out of range.
     """
 
@@ -18,6 +21,8 @@ class Sampling:
     top_p: float = 0.9
     max_new_tokens: int = 300
     repetition_penalty: float = 1.0  # 1 is none
+    beams: int = 1
+    length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -30,6 +35,8 @@ class Sampling:
             raise ValueError(
                 f"repetition_penalty: got {self.repetition_penalty}, expected more than 0"
             )
+        if self.beams < 1:
+            raise ValueError(f"beams: got {self.beams}, expected 1 or more")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: got {self.max_new_tokens}, expected 1 or more")
 
@@ -37,23 +44,34 @@ class Sampling:
 def choose(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     """logits [B, V] -> ids [B]."""
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        return likeliest(logits)
     return jax.random.categorical(key, filtered(logits, sampling))
 
 
-def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits [B, V] with everything but the nucleus at minus infinity."""
+def likeliest(logits: jax.Array) -> jax.Array:
+    """Logits [..., V] -> ids [...], of equals the first: argmax, as two plain reductions.
+
+    XLA:CPU takes a tenth of a millisecond a row for one of pairs.
+    """
+    V = logits.shape[-1]
+    best = logits == logits.max(-1, keepdims=True)
+    return jnp.where(best, jnp.arange(V), V - 1).min(-1)
+
+
+def filtered(logits: jax.Array, sampling: Sampling, least: int = 1) -> jax.Array:
+    """Logits [B, V] with everything but the nucleus, ``least`` tokens of it, at minus infinity."""
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        lowest = jax.lax.top_k(logits, max(sampling.top_k, least))[0][:, -1:]
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
     if sampling.top_p < 1:
         ordered = jnp.sort(logits, axis=-1)[:, ::-1]
         mass = jnp.cumsum(jax.nn.softmax(ordered), axis=-1)
         # A token stays if what stands before it holds less than top_p: the first always does.
-        before = mass - jax.nn.softmax(ordered)
-        least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        stays = mass - jax.nn.softmax(ordered) < sampling.top_p
+        stays |= jnp.arange(logits.shape[-1]) < least
+        lowest = jnp.where(stays, ordered, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
     return logits
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vljax.models.llama import Block
 from vljax.models.sizes import LlamaSize
-from vljax.nn.attention import causal_mask
+from vljax.nn.attention import causal_mask, rotary
 from vljax.nn.layers import Dense
 from vljax.store import Stored, Tree, flatten, unflatten
 
@@ -58,9 +58,10 @@ def _run(size: LlamaSize, layer: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
         return call(*args, **kwargs)
 
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    turn = rotary(positions, size.width // size.heads, size.rope_base)
     mask = causal_mask(jnp.ones(x.shape[:2]))
     with nn.intercept_methods(note):
         (x, _), noted = Block(size).apply(
-            {"params": layer}, x, None, mask, positions, mutable="intermediates"
+            {"params": layer}, x, None, mask, turn, mutable="intermediates"
         )
     return x, noted["intermediates"]

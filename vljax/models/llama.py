@@ -1,30 +1,39 @@
 """LLaMA: RMSNorm, rotary positions, SwiGLU; works on embeddings, so that media can be spliced."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vljax.models.sizes import LlamaSize
-from vljax.nn.attention import Attention, Cache, causal_mask
+from vljax.nn.attention import Attention, Cache, Caches, Rotary, causal_mask, rotary
 from vljax.nn.layers import Dense, GatedMLP, RMSNorm, Table, constrain
-from vljax.nn.stack import stack
+from vljax.nn.stack import Apart, stack
 
 LEAD = ("batch", "act_seq")  # of [B, L, ...]
 
 
 class Llama(nn.Module):
-    """Torch: ``llama_model``. Call ``embed``, then the module, then ``logits``."""
+    """Torch: ``llama_model``. Call ``embed``, then the module, then ``logits``.
+
+    ``apart``: layers are not stacked, neither their parameters (``stack.take_apart``) nor caches.
+    """
 
     size: LlamaSize
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    apart: bool = False
 
     def setup(self) -> None:
         s = self.size
         self.tokens = Table(s.vocab, s.width, axes=("vocab", "embed"))
-        self.stack = stack(
-            Block, s.depth, shared=2, remat=self.remat, name="layers", size=s, dtype=self.dtype
+        fields: dict[str, Any] = {"size": s, "dtype": self.dtype}
+        self.stack: nn.Module = (
+            Apart(Block, s.depth, fields, name="layers")
+            if self.apart
+            else stack(Block, s.depth, shared=2, remat=self.remat, name="layers", **fields)
         )
         self.norm = RMSNorm(s.eps)
         if not s.tied:
@@ -40,8 +49,8 @@ class Llama(nn.Module):
         embeddings: jax.Array,
         mask: jax.Array,
         positions: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+        cache: Caches | None = None,
+    ) -> tuple[jax.Array, Caches | None]:
         """embeddings [B, L, D] -> hidden states [B, L, D], normed, and the cache.
 
         Without a cache ``mask`` [B, L] says which positions are not padding, and attention is
@@ -52,7 +61,8 @@ class Llama(nn.Module):
         if cache is None:
             mask = causal_mask(mask)
         x = constrain(embeddings, (*LEAD, "act_embed"))
-        x, cache = self.stack(x, cache, mask, positions)
+        turn = rotary(positions, self.size.width // self.size.heads, self.size.rope_base)
+        x, cache = self.stack(x, cache, mask, turn)
         return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -63,15 +73,20 @@ class Llama(nn.Module):
             y = self.head(hidden)
         return constrain(y, (*LEAD, "act_vocab")).astype(jnp.float32)
 
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """A stacked cache [layers, batch, slots, G, K] with nothing in it."""
+    def empty_cache(self, batch: int, slots: int) -> Caches:
+        """A cache of ``slots`` positions a row, with nothing in it."""
         s = self.size
-        shape = (s.depth, batch, slots, s.kv_heads, s.width // s.heads)
-        return Cache(
-            jnp.zeros(shape, self.dtype),
-            jnp.zeros(shape, self.dtype),
-            jnp.zeros(s.depth, jnp.int32),
-        )
+        head_dim = s.width // s.heads
+
+        def zeros(*shape: int) -> jax.Array:
+            x = jnp.zeros((*shape[:-2], batch, s.kv_heads, *shape[-2:]), self.dtype)
+            return constrain(x, (*[None] * (x.ndim - 4), "batch", "act_heads", None, None))
+
+        def empty(*lead: int) -> Cache:
+            at = jnp.zeros(lead, jnp.int32)
+            return Cache(zeros(*lead, head_dim, slots), zeros(*lead, slots, head_dim), at)
+
+        return tuple(empty() for _ in range(s.depth)) if self.apart else empty(s.depth)
 
 
 class Block(nn.Module):
@@ -82,7 +97,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, mask: jax.Array, positions: jax.Array
+        self, x: jax.Array, cache: Cache | None, mask: jax.Array, turn: Rotary
     ) -> tuple[jax.Array, Cache | None]:
         s = self.size
         x = checkpoint_name(x, "layer_in")
@@ -91,13 +106,12 @@ class Block(nn.Module):
             s.width,
             s.kv_heads,
             biases="",
-            rope_base=s.rope_base,
             dtype=self.dtype,
             lead=LEAD,
             name="attention",
         )
         h = RMSNorm(s.eps, name="attention_norm")(x)
-        y, cache = attention(h, mask=mask, positions=positions, cache=cache)
+        y, cache = attention(h, mask=mask, turn=turn, cache=cache)
         x = x + y
         h = RMSNorm(s.eps, name="mlp_norm")(x)
         x = x + GatedMLP(s.mlp, dtype=self.dtype, lead=LEAD, name="mlp")(h)

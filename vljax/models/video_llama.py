@@ -13,7 +13,7 @@ from vljax.models.llama import Llama
 from vljax.models.memory import stretched
 from vljax.models.qformer import QFormer
 from vljax.models.sizes import VideoLlamaSize
-from vljax.nn.attention import Cache
+from vljax.nn.attention import Caches
 from vljax.nn.layers import Dense, LayerNorm, Table
 from vljax.nn.stack import over_frames
 
@@ -57,13 +57,15 @@ class VideoLlama(nn.Module):
 
     Top-level parameter names: ``frame_encoder/{vit,ln_vision,qformer}``, ``frame_position``,
     ``video_qformer``, ``video_proj``, ``imagebind``, ``audio_position``, ``audio_qformer``,
-    ``audio_proj``, ``llama``. ``remat`` is the language model's, ``frame_chunk`` the encoders'.
+    ``audio_proj``, ``llama``. ``remat`` and ``apart`` are the language model's, ``frame_chunk`` the
+    encoders'.
     """
 
     size: VideoLlamaSize
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     frame_chunk: int = 0
+    apart: bool = False
 
     def setup(self) -> None:
         s = self.size
@@ -75,7 +77,7 @@ class VideoLlama(nn.Module):
         self.audio_position = Table(s.max_clips, s.imagebind.out, std=s.position_std)
         self.audio_qformer = QFormer(s.audio_qformer, self.dtype)
         self.audio_proj = Dense(s.llama.width, ("embed", "llm"), dtype=self.dtype)
-        self.llama = Llama(s.llama, self.dtype, self.remat)
+        self.llama = Llama(s.llama, self.dtype, self.remat, self.apart)
 
     def frame_tokens(self, frames: jax.Array, pixels: bool = False) -> jax.Array:
         """frames [B, T, image, image, 3] -> [B, T, Q, D] of the frozen encoder.
@@ -161,7 +163,7 @@ class VideoLlama(nn.Module):
         hidden, _ = self.llama(self.splice(tokens, media), mask)
         return self.llama.logits(hidden)
 
-    def empty_cache(self, batch: int, slots: int) -> Cache:
+    def empty_cache(self, batch: int, slots: int) -> Caches:
         """A cache for ``batch`` rows of ``slots`` positions, with nothing in it."""
         return self.llama.empty_cache(batch, slots)
 
@@ -170,8 +172,8 @@ class VideoLlama(nn.Module):
         return self.llama.logits(hidden)
 
     def decode(
-        self, embeddings: jax.Array, mask: jax.Array, positions: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
+        self, embeddings: jax.Array, mask: jax.Array, positions: jax.Array, cache: Caches
+    ) -> tuple[jax.Array, Caches]:
         """One cached call: embeddings [B, L, D], mask bool [B, L, S] -> hidden [B, L, D], cache."""
         hidden, filled = self.llama(embeddings, mask, positions, cache)
         assert filled is not None

@@ -35,11 +35,37 @@ def attending(kernel: str) -> Iterator[None]:
 
 
 class Cache(NamedTuple):
-    """Keys and values [B, S, G, K] seen so far, and the ``next_slot`` () to write."""
+    """Keys [B, G, K, S], values [B, G, S, K] seen so far, and the ``next_slot`` () to write.
+
+    They lie as the products of a few queries want them; else every step would turn all of it.
+    """
 
     keys: jax.Array
     values: jax.Array
     next_slot: jax.Array
+
+
+Caches = Cache | tuple[Cache, ...]  # of all layers: stacked, with layers as first axis, or apart
+
+
+def slots(cache: Caches) -> int:
+    """How many positions a row has room for."""
+    return (cache if isinstance(cache, Cache) else cache[0]).values.shape[-2]
+
+
+def next_slot(cache: Caches) -> jax.Array:
+    """() of the slot that is written next, the same in all layers."""
+    return cache.next_slot[0] if isinstance(cache, Cache) else cache[0].next_slot
+
+
+def take_rows(cache: Caches, rows: jax.Array) -> Caches:
+    """The cache of some rows of a batch, in that order."""
+
+    def take(x: jax.Array) -> jax.Array:
+        return jnp.take(x, rows, axis=x.ndim - 4) if x.ndim >= 4 else x
+
+    taken: Caches = jax.tree.map(take, cache)
+    return taken
 
 
 def causal_mask(valid: jax.Array) -> jax.Array:
@@ -81,14 +107,46 @@ def attend(
     return jnp.einsum("BGRLS,BSGK->BLGRK", weights.astype(v.dtype), v).reshape(B, L, H, K)
 
 
-def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    """Rotary positions in the half-rotation layout. x [B, L, H, K], positions [B, L]."""
-    half = x.shape[-1] // 2
+def attend_slots(q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    """q [B, L, H, K], keys [B, G, K, S], values [B, G, S, K], mask bool [B, L, S] -> as q.
+
+    ``attend`` over a cache as it lies: with few queries XLA:CPU is fast only where the products'
+    left side are these, and nothing has to be turned around.
+    """
+    B, L, H, K = q.shape
+    G, S = values.shape[1:3]
+    q = q.reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, -1, K)
+    scores = (q * jnp.asarray(K**-0.5, q.dtype)) @ keys
+    scores = scores.astype(jnp.float32).reshape(B, G, H // G, L, S)
+    scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    y = (weights.reshape(B, G, -1, S) @ values).reshape(B, G, H // G, L, K)
+    return y.transpose(0, 3, 1, 2, 4).reshape(B, L, H, K)
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines [B, L, 1, K / 2] of the angles that rows' heads are turned by."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotary(positions: jax.Array, head_dim: int, base: float) -> Rotary:
+    """Of positions [B, L], in the half-rotation layout; once for all layers.
+
+    Behind a barrier, since XLA:CPU would rather make them anew for each head of each layer.
+    """
+    half = head_dim // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[:, :, None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jax.lax.optimization_barrier(Rotary(jnp.cos(angle), jnp.sin(angle)))
+
+
+def rotate(x: jax.Array, turn: Rotary) -> jax.Array:
+    """x [B, L, H, K] with rotary positions, in the half-rotation layout."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+    turned = a * turn.cos - b * turn.sin, b * turn.cos + a * turn.sin
+    return jnp.concatenate(turned, -1).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -99,7 +157,6 @@ class Attention(nn.Module):
       width: q and k width, ``heads * head_dim``; the output has the input's width.
       biases: which of "q", "k", "v", "o" carry a bias (EVA: no "k"; LLaMA: none).
       bias_kv: one learned extra key and value at the end of the sequence (ImageBind audio).
-      rope_base: rotary base, or None for no rotary positions.
       dropout: rate on the attention weights, in training.
       lead: names of the first two axes of x; a split L meets keys and values that are gathered.
     """
@@ -109,7 +166,6 @@ class Attention(nn.Module):
     kv_heads: int | None = None
     biases: str = "qkvo"
     bias_kv: bool = False
-    rope_base: float | None = None
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     lead: Axes = LEAD
@@ -120,14 +176,14 @@ class Attention(nn.Module):
         x: jax.Array,
         source: jax.Array | None = None,
         mask: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        turn: Rotary | None = None,
         cache: Cache | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, Cache | None]:
         """x [B, L, D] attends to source [B, S, E] (default x); returns [B, L, D] and the cache.
 
-        With a cache, this call's keys and values are written at ``cache.next_slot`` and ``mask`` is
-        over all of the cache's slots.
+        ``turn`` is of rotary positions, if there are any. With a cache, this call's keys and values
+        are written at ``cache.next_slot`` and ``mask`` is over all of the cache's slots.
         """
         source = x if source is None else source
         head_dim = self.width // self.heads
@@ -147,19 +203,22 @@ class Attention(nn.Module):
         q = project(x, "query", self.heads, "heads")
         k = project(source, "key", kv_heads, "kv_heads")
         v = project(source, "value", kv_heads, "kv_heads")
-        if self.rope_base is not None:
-            assert positions is not None, "rotary attention needs positions"
-            q, k = (rotate(y, positions, self.rope_base) for y in (q, k))
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
         k, v = (constrain(y, (self.lead[0], None, "act_heads", None)) for y in (k, v))
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, cache.next_slot, 1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, cache.next_slot, 1)
-            cache = Cache(k, v, cache.next_slot + x.shape[1])
-        if self.bias_kv:
-            k, v = (self._append(y, f"bias_{n}") for y, n in ((k, "k"), (v, "v")))
-        drop = nn.Dropout(self.dropout, deterministic=False) if self.dropout and train else None
-        y = attend(q, k, v, mask, drop).reshape(*x.shape[:2], self.width)
+            at, update = cache.next_slot, jax.lax.dynamic_update_slice_in_dim
+            k = update(cache.keys, k.transpose(0, 2, 3, 1), at, 3)
+            v = update(cache.values, v.swapaxes(1, 2), at, 2)
+            cache = Cache(k, v, at + x.shape[1])
+            assert mask is not None and not self.bias_kv, "a cache's slots are masked"
+            y = attend_slots(q, k, v, mask)
+        else:
+            if self.bias_kv:
+                k, v = (self._append(y, f"bias_{n}") for y, n in ((k, "k"), (v, "v")))
+            drop = nn.Dropout(self.dropout, deterministic=False) if self.dropout and train else None
+            y = attend(q, k, v, mask, drop)
         out = Dense(
             x.shape[-1],
             ("heads", "embed"),
@@ -167,7 +226,8 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )
-        return checkpoint_name(out(y), "attended"), cache
+        y = out(y.reshape(*x.shape[:2], self.width))
+        return checkpoint_name(y, "attended"), cache
 
     def _append(self, y: jax.Array, name: str) -> jax.Array:
         row = self.param(name, normal(0.02, ("heads",)), (self.width,)).astype(y.dtype)

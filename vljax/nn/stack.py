@@ -2,7 +2,7 @@
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vljax.nn.layers import by_frame, constrain
+from vljax.store import Tree, flatten, unflatten
 
 _policies = jax.checkpoint_policies
 
@@ -80,6 +81,35 @@ def stack(
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scanned(name=name, **fields)
+
+
+class Apart(nn.Module):
+    """Layers one after the other, each with parameters of its own under "0", "1", ...
+
+    What ``stack`` makes, without a stack: ``per_layer`` and ``out`` are tuples. Decoding is reading
+    weights, and a loop over a stack would copy each layer's out of it before.
+    """
+
+    block: type[nn.Module]
+    depth: int
+    fields: Mapping[str, Any]
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, per_layer: Sequence[Any] | None, *shared: Any
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        given = [None] * self.depth if per_layer is None else per_layer
+        out = []
+        for i in range(self.depth):
+            x, made = self.block(**self.fields, name=str(i))(x, given[i], *shared)
+            out.append(made)
+        return x, tuple(out)
+
+
+def take_apart(stacked: Tree) -> Tree:
+    """A stack's parameters as ``Apart`` has them."""
+    flat = {f"{i}/{n}": x[i] for n, x in flatten(stacked).items() for i in range(x.shape[0])}
+    return unflatten(flat)
 
 
 def over_frames(

@@ -15,7 +15,7 @@ from vljax.generate import decode
 from vljax.generate.beam import beam_search
 from vljax.generate.sampling import Sampling, filtered
 from vljax.models.video_llama import VideoLlama
-from vljax.nn.attention import Cache
+from vljax.nn.attention import Caches
 
 KINDS = {"audiovideo": ("audio", "video"), "audio": ("audio",), "image": ("image",)}
 BEAM = re.compile(r"beam(\d+)(_eos_override)?_lp(-?[\d.]+)_(?:ids|score)")
@@ -101,7 +101,7 @@ def _steps(
     spare = ids.shape[1]
     first, cache = decode.prefill(bare, params, tokens, mask, media, spare)
 
-    def one(carry: tuple[Cache, jax.Array], token: jax.Array) -> tuple[Any, jax.Array]:
+    def one(carry: tuple[Caches, jax.Array], token: jax.Array) -> tuple[Any, jax.Array]:
         cache, written = carry
         logits, cache = decode.extend(bare, params, token, mask, written, cache)
         return (cache, written + 1), logits
