@@ -1,11 +1,13 @@
 """Streams: which pictures are taken, what is lost where nobody takes them, and how they end."""
 
+import http.server
 import itertools
 import os
 import threading
 import time
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 
@@ -169,20 +171,58 @@ def test_a_stream_that_is_not_there(name, sentence):
         list(Source(name, SIZE, 2.0).pieces())
 
 
-def test_a_named_pipe(clip, tmp_path):
-    import av
-
-    pipe, whole = tmp_path / "pipe", tmp_path / "a.ts"
-    with av.open(str(clip)) as given, av.open(str(whole), "w", format="mpegts") as out:
-        stream = out.add_stream_from_template(given.streams.video[0])
-        for packet in given.demux(given.streams.video[0]):
+@pytest.fixture(scope="module")
+def transport(clip):
+    """The clip as broadcasts are sent."""
+    path = clip.with_suffix(".ts")
+    with av.open(str(clip)) as given, av.open(str(path), "w", format="mpegts") as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in given.streams}
+        for packet in given.demux():
             if packet.dts is not None:
-                packet.stream = stream
+                packet.stream = streams[packet.stream.index]
                 out.mux(packet)
+    return path
+
+
+def test_a_named_pipe(transport, tmp_path):
+    pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(whole.read_bytes()), daemon=True)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(transport.read_bytes()), daemon=True)
     writer.start()
     with Ring(Source(str(pipe), SIZE, 2.0), room=99) as ring:
         pictures, _ = split(ring)
-    assert [p.seconds for p in pictures] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5], abs=0.01)
+    assert [p.seconds for p in pictures] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5], abs=0.1)
     assert ring.ended.startswith(f"{pipe}: the stream ended after ")
+
+
+def test_a_device():
+    made = "testsrc=size=64x48:rate=8:duration=2[out0];sine=sample_rate=8000:duration=2[out1]"
+    pictures, sounds = split(Source(f"lavfi:{made}", SIZE, 2.0).pieces())
+    assert [p.seconds for p in pictures] == pytest.approx([0, 0.5, 1, 1.5])
+    assert (sounds[0].rate, sounds[-1].end) == (8000, pytest.approx(2))
+
+
+@pytest.fixture
+def served(transport):
+    """A URL of the clip."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(transport.stat().st_size))
+            self.end_headers()
+            self.wfile.write(transport.read_bytes())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/live"
+        server.shutdown()
+
+
+def test_a_url(served):
+    pictures, sounds = split(Source(served, SIZE, 2.0).pieces())
+    assert [p.seconds for p in pictures] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5], abs=0.1)
+    assert sounds[-1].end == pytest.approx(3, abs=0.1)

@@ -17,6 +17,8 @@ from vljax.data.video import MediaError, Size
 
 # What a URL may be, and lead to: not to files of this machine.
 _PROTOCOLS = "http,https,tcp,tls,udp,rtp,rtsp,rtmp,rtmps,srt,hls,crypto,pipe"
+# What ffmpeg reads cameras, microphones and screens with, by system; lavfi makes test pictures.
+_DEVICES = ("v4l2", "alsa", "x11grab", "avfoundation", "dshow", "gdigrab", "lavfi")
 SILENT_SECONDS = 10.0  # after so many without data a stream counts as broken
 JUMP_SECONDS = 10.0  # a clock that leaps further, or back by a second, has started anew
 EARLY = 1e-3  # seconds that a picture may come before its time
@@ -48,7 +50,9 @@ Piece = Picture | Sound
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file, a device (/dev/video0), a named pipe, "-" for what is piped in, or a URL.
+    """A file, a device, a named pipe, "-" for what is piped in, or a URL.
+
+    A device is /dev/video0, or another one of ffmpeg's: "avfoundation:0:0", "dshow:video=Camera".
 
     Attributes:
       fps: pictures a second that are wanted of it; size: theirs, (height, width) in pixels.
@@ -72,20 +76,20 @@ class Source:
             yield from self._read(container)
 
     def _open(self) -> av.container.InputContainer:
-        path = Path(self.name)
-        if "://" not in self.name and self.name != "-" and not _is_special(path):
-            return video.open_media(path)
-        device = self.name.startswith("/dev/")
-        options = {} if device or _is_special(path) else {"protocol_whitelist": _PROTOCOLS}
+        special = _is_special(Path(self.name))
+        device, name = _device(self.name)
+        if not (device or special or "://" in self.name or self.name == "-"):
+            return video.open_media(Path(self.name))
+        options = {} if device or special else {"protocol_whitelist": _PROTOCOLS}
         try:
             return av.open(
-                "pipe:0" if self.name == "-" else self.name,
-                format="v4l2" if device else None,
+                "pipe:0" if name == "-" else name,
+                format=device or None,
                 options=options,
                 timeout=SILENT_SECONDS,
                 metadata_errors="replace",
             )
-        except (av.FFmpegError, OSError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:
             raise MediaError(
                 f"{self.name} can't be opened as a stream ({_reason(error)}): expected a file, a "
                 "device such as /dev/video0, a pipe, or a URL that ffmpeg reads"
@@ -115,6 +119,14 @@ class Source:
             yield from container.demux(*streams)
         except av.FFmpegError as error:
             raise MediaError(f"{self.name} broke off ({_reason(error)})") from error
+
+
+def _device(name: str) -> tuple[str, str]:
+    """A device's format and what that calls it; "" and the name itself of all else."""
+    if name.startswith("/dev/video"):
+        return "v4l2", name
+    format, colon, rest = name.partition(":")
+    return (format, rest) if colon and format in _DEVICES else ("", name)
 
 
 def _is_special(path: Path) -> bool:

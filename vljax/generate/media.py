@@ -134,7 +134,7 @@ def _digest(*arrays: np.ndarray | None) -> bytes:
     made = hashlib.sha256()
     for x in arrays:
         made.update(b"-" if x is None else repr((x.shape, x.dtype)).encode())
-        made.update(b"" if x is None else np.ascontiguousarray(x).data)
+        made.update(b"" if x is None else x.tobytes())
     return made.digest()
 
 
