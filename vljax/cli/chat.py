@@ -13,8 +13,8 @@ from vljax.cli.asking import add_model_flags, add_sampling_flags, load_model, na
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
-    from vljax.generate.chat import SAMPLE, Conversation
-    from vljax.generate.media import draw, read_media
+    from vljax.generate.chat import SAMPLE, Conversation, read
+    from vljax.generate.media import Media, draw
 
     sampling = sampling_of(args)
     clip = args.clip or SAMPLE
@@ -26,14 +26,21 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"{shown}: is there already; move it away, or ask without --show")
     model = load_model(args)
     senses = model.engine.senses(not args.no_video, not args.no_audio)
-    media = read_media(clip, model.engine.size, *senses)
+    if args.live:
+        from vljax.cli.live import follow
+
+        follow(args, model.engine, senses, sampling)
+        return
+    media = read(
+        model.engine, clip, *senses, policy=args.policy, frames=args.frames, window=args.window
+    )
     if args.clip and args.model == "tiny":
         print(
             "vljax-tiny knows only its own world of six icons and their sounds; for real clips, "
             "load published weights with --model DIR",
             file=sys.stderr,
         )
-    if args.show:
+    if args.show and isinstance(media, Media):
         draw(media, shown)
         print(f"frames and sound as the model gets them: {shown}", file=sys.stderr)
     conversation = Conversation(model.engine, media, sampling)
@@ -43,8 +50,8 @@ def main(argv: Sequence[str]) -> None:
     if args.ask:
         answers = [timed(conversation, question) for question in args.ask]
         if args.json:
-            facts = {"clip": str(clip), "frames": media.frames is not None}
-            print(json.dumps(facts | {"sound": media.mel is not None, "answers": answers}))
+            facts = {"clip": str(clip), "frames": media.sees, "sound": media.hears}
+            print(json.dumps(facts | {"answers": answers}))
         else:
             print("\n".join(a["answer"] for a in answers))
         return
@@ -62,6 +69,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--show", action="store_true", help="draw what the model gets as CLIP-shown.png, here"
     )
     parser.add_argument(
+        "--policy",
+        choices=("uniform", "interpolate", "windows", "memory"),
+        default="uniform",
+        help="how long clips are looked at: 8 frames (default); more, at positions in between; "
+        "8 of every window; or a memory in which the likest neighbours are merged",
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the clip or window; else the policy's",
+    )
+    parser.add_argument("--window", type=float, default=4.0, metavar="SECONDS", help="(4)")
+    parser.add_argument(
+        "--live", metavar="SOURCE", help="follow a stream: a device, URL, pipe or file"
+    )
+    parser.add_argument("--fps", type=float, default=0.0, help="frames a second of a stream")
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="of a file that is followed; 0: as fast as it goes"
+    )
+    parser.add_argument(
+        "--every", type=float, metavar="SECONDS", help="ask of a stream again and again"
+    )
+    parser.add_argument(
         "--print-prompt", action="store_true", help="the prompt and its ids, in an answer's place"
     )
     add_model_flags(parser)
@@ -70,6 +102,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for flag in ("json", "print_prompt"):
         if getattr(args, flag) and not args.ask:
             parser.error(f"--{flag.replace('_', '-')} needs --ask")
+    for flag in ("show", "print_prompt"):
+        if getattr(args, flag) and (args.live or args.policy != "uniform" or args.frames):
+            parser.error(f"--{flag.replace('_', '-')} is of the paper's policy for clips")
+    if args.live and (args.clip or args.frames):
+        parser.error("--live SOURCE takes no clip besides, and --fps in the place of --frames")
+    if not args.live and (args.every or args.fps or args.speed != 1):
+        parser.error("--every, --fps and --speed are for --live SOURCE")
     return args
 
 

@@ -1,21 +1,42 @@
-"""``vljax evaluate --world``: fresh clips of the tiny world, answered from their files, scored."""
+"""``vljax evaluate``: exams of the tiny world, answered from files that are made for them."""
 
 import argparse
 import json
+import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="vljax evaluate", description=__doc__)
-    parser.add_argument("--world", action="store_true", required=True, help="the tiny world's exam")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--world", action="store_true", help="the tiny world's exam")
+    kind.add_argument("--long", action="store_true", help="policies on clips of 2 to 120 s")
+    kind.add_argument("--live", action="store_true", help="a generated stream that is followed")
     parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
     parser.add_argument("--seed", type=int, default=1, help="of the exam's clips")
     parser.add_argument("--n", type=int, default=256, help="clips a score")
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="with --long, draws its curves; data: FILE's .json"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the stream (10)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.n < 1:
         raise ValueError(f"--n: got {args.n}, expected at least 1")
+    if args.png and not args.long:
+        parser.error("--png draws the curves of --long")
+    if args.png and args.png.suffix != ".png":
+        raise ValueError(f"--png: got {args.png}, expected a name that ends in .png")
+    if args.live:
+        return live(args)
+    (long if args.long else world)(args)
+    return None
+
+
+def world(args: argparse.Namespace) -> None:
     from vljax.evaluate.world import evaluate_world
     from vljax.generate.chat import load
     from vljax.progress import Progress
@@ -28,13 +49,94 @@ def main(argv: Sequence[str]) -> None:
     print(json.dumps(report) if args.json else format_report(report))
 
 
+def long(args: argparse.Namespace) -> None:
+    from vljax.evaluate.long import DURATIONS, draw, evaluate_long
+    from vljax.generate.chat import load
+    from vljax.progress import Progress
+
+    progress = Progress("clips", args.n * len(DURATIONS))
+    engine = load(args.model).engine
+    rows = evaluate_long(
+        engine, args.seed, args.n, progress=lambda done, total: progress.show(done)
+    )
+    if args.png:
+        args.png.with_suffix(".json").write_text(lines(rows))
+        draw(rows, args.png)
+    print(json.dumps(rows) if args.json else format_long(rows))
+
+
+def lines(rows: Sequence[Any]) -> str:
+    """JSON with a row a line."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+
+
+def live(args: argparse.Namespace) -> int:
+    """Exits with 1 where memory grew by more than 5 %."""
+    from vljax.evaluate.live import TOPICS, evaluate_live, stream_scenes, write_stream
+    from vljax.generate.chat import load
+    from vljax.progress import Progress
+
+    if args.minutes <= 0:
+        raise ValueError(f"--minutes: got {args.minutes:g}, expected more than 0")
+    scenes = stream_scenes(args.seed, args.minutes)
+    writing, following = (Progress(f"scenes {what}", len(scenes)) for what in ("written", "asked"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stream.mkv"
+        write_stream(path, scenes, lambda done, total: writing.show(done))
+        engine = load(args.model).engine
+        following.begin(0)
+        report = evaluate_live(
+            engine, path, scenes, progress=lambda done, total: following.show(done)
+        )
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print("\n".join([HEAD, *(row_line(t, report[t]) for t in TOPICS), told(report)]))
+    flat = abs(report["growth"]) <= 0.05
+    if not flat:
+        print(f"vljax evaluate: memory grew by {report['growth']:.1%}", file=sys.stderr)
+    return 0 if flat else 1
+
+
+def told(report: dict[str, Any]) -> str:
+    samples = report["samples"]
+    fifths = [samples[len(samples) * i // 5 - 1] for i in range(1, 6)]
+    memory = ", ".join(f"{s['mib']:.0f} after {s['at']:.0f} s" for s in fifths)
+    lines = [
+        f"{samples[-1]['at']:.0f} s of stream in {report['seconds']:.0f} s; "
+        f"{report['dropped']} frames dropped",
+        f"MiB: {memory}; {report['mib_at_most']:.0f} at most; grew by {report['growth']:.1%}",
+    ]
+    for half in ("first_half", "second_half"):
+        if half in report:
+            spent = ", ".join(f"{kind} {1000 * s:.1f}" for kind, s in report[half].items())
+            lines.append(f"CPU ms a second of stream, {half.replace('_', ' ')}: {spent}")
+    return "\n".join(lines)
+
+
+HEAD = f"{'':32} {'accuracy':>8}  {'95 % interval':14} {'n':>5} {'chance':>7}"
+
+
 def format_report(report: dict[str, Any]) -> str:
     """A table, the ablations below."""
-    lines = [f"{'':32} {'accuracy':>8}  {'95 % interval':14} {'n':>5} {'chance':>7}"]
-    for name, row in (report | report["ablations"]).items():
-        if name == "ablations":
-            continue
-        chance = "" if row["chance"] is None else f"{row['chance']:.3f}"
-        interval = f"{row['low']:.3f} to {row['high']:.3f}"
-        lines.append(f"{name:32} {row['accuracy']:>8.3f}  {interval:14} {row['n']:>5} {chance:>7}")
+    rows = (report | report["ablations"]).items()
+    return "\n".join([HEAD, *(row_line(n, row) for n, row in rows if n != "ablations")])
+
+
+def row_line(name: str, row: dict[str, Any]) -> str:
+    chance = "" if row["chance"] is None else f"{row['chance']:.3f}"
+    interval = f"{row['low']:.3f} to {row['high']:.3f}"
+    return f"{name:32} {row['accuracy']:>8.3f}  {interval:14} {row['n']:>5} {chance:>7}"
+
+
+def format_long(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each duration, policy and number of frames."""
+    lines = [f"{'seconds':>7} {'policy':12} {'frames':>6}  {'shown':22} {'heard':22} {'n':>4}"]
+    for row in rows:
+        found = [
+            f"{s['accuracy']:.3f} ({s['low']:.3f} to {s['high']:.3f})"
+            for s in (row["object"], row["order"])
+        ]
+        start = f"{row['seconds']:>7g} {row['policy']:12} {row['frames']:>6}"
+        lines.append(f"{start}  {found[0]:22} {found[1]:22} {row['object']['n']:>4}")
     return "\n".join(lines)

@@ -84,7 +84,7 @@ class Track:
             # A track that changes its format half way is cut there, not guessed at.
             self._cut = self._cut or now != self._format
             if frame.samples and not self._cut:
-                self._chunks.append(_to_float(frame))
+                self._chunks.append(to_float(frame))
 
     def whole(self) -> tuple[np.ndarray, int] | None:
         """What `read_audio` gives."""
@@ -93,7 +93,7 @@ class Track:
         return np.concatenate(self._chunks, axis=1), self._format[0]
 
 
-def _to_float(frame: av.AudioFrame) -> np.ndarray:
+def to_float(frame: av.AudioFrame) -> np.ndarray:
     """[channels, samples] float32, full scale -1..1."""
     offset, scale = _SCALES.get(frame.format.packed.name, (0, 1))
     samples = frame.to_ndarray()

@@ -7,7 +7,7 @@ Everything is channels-last numpy: a clip is [T, H, W, 3], an image [H, W, 3], u
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -101,8 +101,13 @@ def _check_counts(num_frames: int, n: int) -> None:
 
 def frame_message(indices: np.ndarray, fps: float) -> str:
     """The sentence that tells the LLM when the frames were taken; it ends with a space."""
-    seconds = ", ".join(str(round(int(i) / float(fps), 1)) for i in indices)
-    return f"The video contains {len(indices)} frames sampled at {seconds} seconds. "
+    return times_message([int(i) / float(fps) for i in indices])
+
+
+def times_message(seconds: Sequence[float]) -> str:
+    """``frame_message`` of the frames' times."""
+    told = ", ".join(str(round(s, 1)) for s in seconds)
+    return f"The video contains {len(seconds)} frames sampled at {told} seconds. "
 
 
 # Reading files
@@ -158,6 +163,13 @@ def _check_file(path: str | MediaFile) -> MediaFile:
     if size == 0:
         raise MediaError(f"{path.name} is empty (0 bytes): fetch or export it again")
     return path
+
+
+def frame_rate(path: str | MediaFile) -> float:
+    """Frames a second of a video, as ``read_clip`` tells it. Raises MediaError."""
+    path = Path(path) if isinstance(path, str) else path
+    with open_media(path) as container:
+        return _rate(_video_stream(container, path))
 
 
 class Listener(Protocol):
@@ -235,14 +247,18 @@ def _scan(
             listener.take(packet)
         elif packet.size and not packet.is_discard:
             packets.append((packet.pts, packet.is_keyframe))
-    # 25 is ffmpeg's own assumption where a file has no rate.
-    fps = float(stream.average_rate or stream.guessed_rate or 25)
+    fps = _rate(stream)
     times = {pts for pts, _ in packets}
     stamped = len(times) == len(packets) and None not in times
     keys = sorted(pts for pts, key in packets if key) if stamped else []
     pts = sorted(times) if stamped else [0] * len(packets)
     # Other codecs have packets without a frame, or keyframes that do not stand alone.
     return _Index(pts, keys, fps, bool(keys) and stream.codec_context.name == "h264")
+
+
+def _rate(stream: av.VideoStream) -> float:
+    # 25 is ffmpeg's own assumption where a file has no rate.
+    return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _read_groups(
@@ -258,7 +274,7 @@ def _read_groups(
     of a plain decode; a frame that does not turn up is left out of the answer.
     """
     wanted = {index.pts[i]: i for i in indices}
-    frames, to_rgb = {}, _Converter(size)
+    frames, to_rgb = {}, Converter(size)
     for _, group in groupby(sorted(wanted), key=lambda pts: bisect_right(index.keys, pts)):
         unsent = set(times := list(group))
         try:
@@ -289,7 +305,7 @@ def _decode_until_sent(
 
 def _read_in_order(path: MediaFile, indices: list[int], size: Size) -> tuple[dict, int]:
     """Plain decode up to the last wanted frame: frames by position, and how many were decoded."""
-    frames, decoded, to_rgb = {}, 0, _Converter(size)
+    frames, decoded, to_rgb = {}, 0, Converter(size)
     with open_media(path) as container:
         stream = _video_stream(container, path)
         for packet in demux(container, stream):
@@ -338,7 +354,7 @@ def decode(packet: av.Packet) -> list:
         return []
 
 
-class _Converter:
+class Converter:
     """Frames to upright [H, W, 3] of one size; ffmpeg's tables for it are built once a clip."""
 
     def __init__(self, size: Size):

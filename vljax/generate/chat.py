@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from vljax.data.video import is_image
 from vljax.generate.embed import Embedding, embed, read_sight_tower, sight_size
 from vljax.generate.engine import Engine, Request, load_engine
-from vljax.generate.media import Media, has_picture, read_media, read_pair
+from vljax.generate.long import POLICIES, WINDOW, Policy, read_long
+from vljax.generate.media import FRAMES, Encoded, Media, has_picture, read_media, read_pair
 from vljax.generate.rows import as_request
 from vljax.generate.sampling import Sampling
 from vljax.generate.session import Session
@@ -24,7 +26,9 @@ SAMPLE = PACKAGE / "samples" / "sample.mp4"
 class Conversation:
     """Several turns about the same media; each reads only what is new."""
 
-    def __init__(self, engine: Engine, media: Media | None, sampling: Sampling = Sampling()):
+    def __init__(
+        self, engine: Engine, media: Media | Encoded | None, sampling: Sampling = Sampling()
+    ):
         self.engine, self.media, self.sampling = engine, media, sampling
         self.history: tuple[tuple[str, str], ...] = ()
         self.session = Session(engine)
@@ -67,16 +71,30 @@ class Model:
     folder: Path | None = None
 
     def chat(
-        self, clip: str | Path, question: str, *, look: bool = True, listen: bool = True
+        self,
+        clip: str | Path,
+        question: str,
+        *,
+        look: bool = True,
+        listen: bool = True,
+        policy: str | Policy = "uniform",
+        frames: int = 0,
+        window: float = WINDOW,
     ) -> str:
         """Answers one question about a clip or an image file.
 
         Args:
           look, listen: whether the picture and the sound are used.
+          policy: for long clips, see ``generate.long.POLICIES``. frames: how many to look at, of
+            the clip or of each window, 0 for the policy's own. window: seconds.
 
-        Raises MediaError for a file that is not there or can't be read.
+        Raises MediaError for a file that is not there or can't be read, ValueError for a policy
+        that does not exist or does not fit the clip.
         """
-        return self.conversation(clip, look=look, listen=listen).ask(question)
+        talk = self.conversation(
+            clip, look=look, listen=listen, policy=policy, frames=frames, window=window
+        )
+        return talk.ask(question)
 
     def conversation(
         self,
@@ -85,9 +103,13 @@ class Model:
         look: bool = True,
         listen: bool = True,
         sampling: Sampling = Sampling(),
+        policy: str | Policy = "uniform",
+        frames: int = 0,
+        window: float = WINDOW,
     ) -> Conversation:
-        """Opens a file for several questions."""
-        media = read_media(clip, self.engine.size, *self.engine.senses(look, listen))
+        """Opens a file for several questions; arguments as ``chat``'s."""
+        senses = self.engine.senses(look, listen)
+        media = read(self.engine, clip, *senses, policy=policy, frames=frames, window=window)
         return Conversation(self.engine, media, sampling)
 
     def generate(
@@ -137,6 +159,27 @@ class Model:
     def sight_tower(self) -> Tree:
         """ImageBind's for pictures, which only ``embed`` needs; {} where there is none."""
         return {} if self.folder is None else read_sight_tower(self.folder, self.engine.dtype)
+
+
+def read(
+    engine: Engine,
+    clip: str | Path,
+    look: bool = True,
+    listen: bool = True,
+    *,
+    policy: str | Policy = "uniform",
+    frames: int = 0,
+    window: float = WINDOW,
+) -> Media | Encoded:
+    """A file as the engine takes it; arguments as ``Model.chat``'s."""
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            known = ", ".join(POLICIES)
+            raise ValueError(f"policy: got {policy}, expected one of {known}")
+        policy = POLICIES[policy]
+    if is_image(clip) or (policy.fit == "table" and frames in (0, FRAMES)):
+        return read_media(clip, engine.size, look, listen)
+    return read_long(clip, engine, policy, frames=frames, window=window, look=look, listen=listen)
 
 
 def load(

@@ -18,7 +18,7 @@ from vljax.data.tokenizer import Tokenizer
 from vljax.generate import decode, loading
 from vljax.generate.beam import beam_search
 from vljax.generate.compiled import placed
-from vljax.generate.media import FRAMES, Media
+from vljax.generate.media import FRAMES, Encoded, Media
 from vljax.generate.sampling import Sampling
 from vljax.models import precision
 from vljax.models.sizes import VideoLlamaSize, size_of
@@ -53,7 +53,7 @@ class Request:
     """
 
     question: str
-    media: Media | None = None
+    media: Media | Encoded | None = None
     history: tuple[tuple[str, str], ...] = ()
     system: str = ""
 
@@ -120,7 +120,7 @@ class Engine:
         self, requests: Sequence[Request], sampling: Sampling = Sampling(), seed: int = 0
     ) -> list[str]:
         """One answer a request; requests with the same kinds of media share a batch."""
-        groups: dict[tuple[bool, bool], list[int]] = {}
+        groups: dict[tuple[bool, bool, bool], list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(kind(request.media), []).append(i)
         answers = [""] * len(requests)
@@ -172,29 +172,34 @@ class Engine:
         text = self.prompt(request) + close_turn(answer, self.template)
         return self.tokenizer.encode_prompt(text, self._counts(request.media))
 
-    def _counts(self, media: Media | None) -> list[int]:
+    def _counts(self, media: Media | Encoded | None) -> list[int]:
         """Placeholders of each medium, in the prompt's order."""
+        if isinstance(media, Encoded):
+            return [len(x) for x in (media.sound, media.sight) if x is not None]
         counts = []
-        if media is not None and media.mel is not None:
+        if media is not None and media.hears:
             counts.append(self.size.audio_qformer.queries)
-        if media is not None and media.frames is not None:
+        if media is not None and media.sees:
             counts.append(self.picture_queries)
         return counts
 
-    def encode(self, media: Sequence[Media | None]) -> jax.Array | None:
+    def encode(self, media: Sequence[Media | Encoded | None]) -> jax.Array | None:
         """Soft prompts [B, M, D] of media of one kind: sound's first, then the picture's.
 
         Those of the last ``KEPT`` media are kept, by what the towers would be given.
         """
         kinds = {kind(m) for m in media}
         assert len(kinds) == 1, "a batch has media of one kind"
-        given = {m.digest(): m for m in media if m is not None}
-        if not given or kinds == {(False, False)}:
+        encoded = [m.prompts for m in media if isinstance(m, Encoded)]
+        if encoded:
+            return jnp.asarray(_padded(encoded))
+        given = {m.digest(): m for m in media if isinstance(m, Media)}
+        if not given or kinds == {kind(None)}:
             return None
         new = {key: m for key, m in given.items() if key not in self._soft_prompts}
         if new:
             self._soft_prompts |= zip(new, self._encode(list(new.values())), strict=True)
-        keys = [m.digest() for m in media if m is not None]
+        keys = [m.digest() for m in media if isinstance(m, Media)]
         for key in keys:
             self._soft_prompts.move_to_end(key)
         made = np.stack([self._soft_prompts[key] for key in keys])
@@ -269,13 +274,13 @@ class Engine:
         return spoken(self.tokenizer.decode(ids.tolist()), self.template)
 
 
-def media_message(media: Media | None, template: Template) -> str:
+def media_message(media: Media | Encoded | None, template: Template) -> str:
     """The first user message's lead: the template's words for the media there are."""
     if media is None:
         return ""
-    if media.frames is None:
+    if not media.sees:
         return template.sound
-    if media.mel is None:
+    if not media.hears:
         message = template.image if media.still else template.video
         return message + (media.message if template.frame_message else "")
     return template.sound_image if media.still else template.sound_video
@@ -347,10 +352,17 @@ def manifest_of_model(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def kind(media: Media | None) -> tuple[bool, bool]:
+def kind(media: Media | Encoded | None) -> tuple[bool, bool, bool]:
+    """(sees, hears, read by the towers already)."""
     if media is None:
-        return False, False
-    return media.frames is not None, media.mel is not None
+        return False, False, False
+    return media.sees, media.hears, isinstance(media, Encoded)
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [M, D] as one [B, M, D]; no placeholder points at what fills up the short ones."""
+    longest = max(map(len, rows))
+    return np.stack([np.pad(x, ((0, longest - len(x)), (0, 0))) for x in rows])
 
 
 def _pad_frames(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -31,15 +31,51 @@ class Media:
 
     def digest(self) -> bytes:
         """Tells apart what the towers are given."""
-        made = hashlib.sha256()
-        for x in (self.frames, self.mel):
-            made.update(b"-" if x is None else repr((x.shape, x.dtype)).encode())
-            made.update(b"" if x is None else np.ascontiguousarray(x).data)
-        return made.digest()
+        return _digest(self.frames, self.mel)
+
+    @property
+    def sees(self) -> bool:
+        return self.frames is not None
+
+    @property
+    def hears(self) -> bool:
+        return self.mel is not None
 
     @property
     def still(self) -> bool:
         return self.frames is not None and len(self.frames) == 1 and not self.message
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Media that the towers have read already, as soft prompts.
+
+    Attributes:
+      sight: [P, D], or None without a picture. sound: [S, D], or None without sound.
+      message: as ``Media``'s.
+    """
+
+    sight: np.ndarray | None
+    sound: np.ndarray | None
+    message: str = ""
+    still: bool = False
+
+    @property
+    def sees(self) -> bool:
+        return self.sight is not None
+
+    @property
+    def hears(self) -> bool:
+        return self.sound is not None
+
+    def digest(self) -> bytes:
+        """Tells apart what the towers made."""
+        return _digest(self.sight, self.sound)
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """[S + P, D], in the order of their placeholders: sound's first."""
+        return np.concatenate([x for x in (self.sound, self.sight) if x is not None])
 
 
 def read_media(
@@ -109,6 +145,14 @@ def draw(media: Media, path: str | Path, upscale: int = 4) -> None:
     width = max(r.shape[1] for r in rows)
     padded = [np.pad(r, ((2, 2), (0, width - r.shape[1]), (0, 0))) for r in rows]
     Image.fromarray(np.concatenate(padded)).save(path)
+
+
+def _digest(*arrays: np.ndarray | None) -> bytes:
+    made = hashlib.sha256()
+    for x in arrays:
+        made.update(b"-" if x is None else repr((x.shape, x.dtype)).encode())
+        made.update(b"" if x is None else x.tobytes())
+    return made.digest()
 
 
 def _framed(image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from vljax.generate import running as programs
 from vljax.generate.compiled import placed
 from vljax.generate.engine import LENGTHS, Engine, Request, fit, kind
-from vljax.generate.media import Media
+from vljax.generate.media import Encoded, Media
 from vljax.generate.running import Rows
 from vljax.generate.sampling import Sampling
 
@@ -128,12 +128,12 @@ class Table(Generic[G]):
         self._slot, self._room = max(self._lengths), room
 
 
-def soft_prompts(engine: Engine, media: Sequence[Media | None], rows: int) -> np.ndarray:
+def soft_prompts(engine: Engine, media: Sequence[Media | Encoded | None], rows: int) -> np.ndarray:
     """[rows, M, D] of media of any kinds, each kind encoded together; zeros for none."""
     size = engine.size
     most = size.audio_qformer.queries + size.video_qformer.queries
     made = np.zeros((rows, most, size.llama.width), engine.dtype)
-    for one in sorted({kind(m) for m in media} - {(False, False)}):
+    for one in sorted({kind(m) for m in media} - {kind(None)}):
         at = [i for i, m in enumerate(media) if kind(m) == one]
         prompts = engine.encode([media[i] for i in at])
         assert prompts is not None

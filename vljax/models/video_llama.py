@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from vljax.models.eva_vit import EvaViT, normalise
 from vljax.models.imagebind import ImageBind
 from vljax.models.llama import Llama
+from vljax.models.memory import stretched
 from vljax.models.qformer import QFormer
 from vljax.models.sizes import VideoLlamaSize
 from vljax.nn.attention import Caches
@@ -86,14 +87,21 @@ class VideoLlama(nn.Module):
         return jax.lax.stop_gradient(self.frame_encoder(frames, pixels))
 
     def video_tokens(
-        self, frame_tokens: jax.Array, valid: jax.Array | None = None, train: bool = False
+        self,
+        frame_tokens: jax.Array,
+        valid: jax.Array | None = None,
+        train: bool = False,
+        stretch: int = 0,
     ) -> jax.Array:
         """frame_tokens [B, T, Q, D], valid bool [B, T] -> soft prompts [B, video queries, D_llm].
 
         A frame's position is added to all of its tokens, then frames are flattened frame-major.
+        ``stretch``: so many rows of the table are drawn out over all T frames.
         """
         B, T, Q, D = frame_tokens.shape
         table = self.frame_position()
+        if stretch:
+            table = stretched(table[:stretch], T)
         if table.shape[0] < T:
             raise ValueError(f"frames: got {T}, expected at most {table.shape[0]}; sample fewer")
         x = frame_tokens + table[:T, None].astype(frame_tokens.dtype)
@@ -117,14 +125,21 @@ class VideoLlama(nn.Module):
         return jax.lax.stop_gradient(self.imagebind.hear(mel))
 
     def audio_tokens(
-        self, features: jax.Array, valid: jax.Array | None = None, train: bool = False
+        self,
+        features: jax.Array,
+        valid: jax.Array | None = None,
+        train: bool = False,
+        stretch: int = 0,
     ) -> jax.Array:
         """ImageBind's features [B, T, out] -> soft prompts [B, audio queries, D_llm].
 
         Trained on ``sight_features`` and used on ``sound_features``: the space is shared.
+        ``stretch`` as in ``video_tokens``.
         """
         table = self.audio_position()
         T = features.shape[1]
+        if stretch:
+            table = stretched(table[:stretch], T)
         if table.shape[0] < T:
             raise ValueError(f"sound clips: got {T}, expected at most {table.shape[0]}")
         x = (features + table[:T].astype(features.dtype)).astype(self.dtype)
