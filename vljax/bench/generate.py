@@ -10,20 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vljax.data.tokenizer import LLAMA
-from vljax.generate import decode
+from vljax.generate import decode, loading
 from vljax.generate.engine import load_engine
 from vljax.generate.sampling import Sampling
 from vljax.models.sizes import LlamaSize, VideoLlamaSize, video_llama_size
-from vljax.models.video_llama import VideoLlama, abstract_parameters
-from vljax.nn.stack import take_apart
+from vljax.models.video_llama import VideoLlama
 from vljax.sharding.chips import chip_of
-from vljax.store import Tree
+from vljax.store import Tree, unflatten
 
 PAUSE = 0.1  # seconds after a turn, in which its threads stop waiting for more
 
@@ -53,7 +51,7 @@ class Ours:
 
     def __init__(self, size: VideoLlamaSize, params: Tree, dtype: str):
         self.dtype, self.params = dtype, params
-        self.model = VideoLlama(size, jnp.dtype(dtype), apart=True)
+        self.model = VideoLlama(size, loading.compute_dtype(dtype), apart=True)
 
     def turn(self, tokens: np.ndarray, new: int) -> Turn:
         rest = Sampling(max_new_tokens=new), (), LLAMA._replace(eos=-1)
@@ -79,24 +77,16 @@ def of_folder(folder: str, dtypes: Sequence[str]) -> list[Ours]:
 def random_model(name: str, dtype: str) -> Ours:
     """A language model of the named size with small random weights."""
     size = video_llama_size(name)
-    abstract = nn.unbox(abstract_parameters(size))["llama"]
     counter = iter(range(10**6))
 
-    def draw(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
-        if path[-1].key == "scale":
+    def draw(name: str, x: jax.ShapeDtypeStruct) -> jax.Array:
+        if name.endswith("scale"):
             return jnp.ones(x.shape, dtype)
         key = jax.random.key(next(counter), impl="unsafe_rbg")
         return 0.03 * jax.random.uniform(key, x.shape, dtype, -1, 1)
 
-    layers: Tree = {}
-    for i, layer in _abstract_layers(abstract["layers"]).items():
-        layers[i] = jax.tree.map_with_path(draw, layer)
-    rest = {n: jax.tree.map_with_path(draw, x) for n, x in abstract.items() if n != "layers"}
-    return Ours(size, {"llama": rest | {"layers": layers}}, dtype)
-
-
-def _abstract_layers(stacked: Tree) -> Tree:
-    return jax.eval_shape(lambda x: take_apart(x), stacked)
+    held = loading.held(size, dtype, (), None, lambda name: name.startswith("llama/"))
+    return Ours(size, unflatten({name: draw(name, x) for name, x in held.items()}), dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,14 +70,18 @@ def state_of(llama: Tree) -> dict[str, Any]:
     def tensor(x: jax.Array) -> Any:
         return torch.from_numpy(np.array(x, np.float32))
 
+    def columns(dense: Tree) -> Any:
+        return tensor(dense["turned"]) if "turned" in dense else tensor(dense["kernel"]).T
+
     state = {
         "model.embed_tokens.weight": tensor(llama["tokens"]["embedding"]),
         "model.norm.weight": tensor(llama["norm"]["scale"]),
     }
     if "head" in llama:
-        state["lm_head.weight"] = tensor(llama["head"]["kernel"]).T
+        state["lm_head.weight"] = columns(llama["head"])
     for i, layer in llama["layers"].items():
         parts = {n: layer[n]["scale"] for n in ("attention_norm", "mlp_norm")}
-        parts |= {n: x["kernel"].T for n, x in (layer["attention"] | layer["mlp"]).items()}
         state |= {f"model.layers.{i}.{NAMES[n]}.weight": tensor(x) for n, x in parts.items()}
+        kernels = layer["attention"] | layer["mlp"]
+        state |= {f"model.layers.{i}.{NAMES[n]}.weight": columns(x) for n, x in kernels.items()}
     return state

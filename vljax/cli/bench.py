@@ -127,7 +127,7 @@ def generate(argv: Sequence[str]) -> None:
         "--dtypes",
         nargs="+",
         choices=("float32", "bfloat16"),
-        help="of both; by default ours in float32 on a CPU, PyTorch in both there; else bfloat16",
+        help="of both; by default float32 and bfloat16 on a CPU, else bfloat16",
     )
     add("--batch", type=int, nargs="+", default=[1, 16], metavar="N")
     add("--prompt", type=int, default=64, help="tokens of a prompt (64)")
@@ -164,7 +164,7 @@ def generators(args: argparse.Namespace, made: str) -> list[Any]:
     from vljax.bench.generate import of_folder, random_model
 
     on_cpu = jax.devices()[0].platform == "cpu"
-    dtypes = args.dtypes or ["float32" if on_cpu else "bfloat16"]
+    dtypes = args.dtypes or ["float32", "bfloat16"][not on_cpu :]
     if args.random:
         ours = [random_model(args.size, dtype) for dtype in dtypes]
     else:
@@ -175,8 +175,7 @@ def generators(args: argparse.Namespace, made: str) -> list[Any]:
     from vljax.bench.hugging_face_generate import Theirs
 
     llama = None if args.random else ours[0].params["llama"]
-    both = args.dtypes or ["float32", "bfloat16"][not on_cpu :]
-    return [*ours, *(Theirs(ours[0].model.size.llama, dtype, llama) for dtype in both)]
+    return [*ours, *(Theirs(ours[0].model.size.llama, dtype, llama) for dtype in dtypes)]
 
 
 def smollm2(out: str) -> str:

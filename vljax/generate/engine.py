@@ -74,7 +74,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self._soft_prompts: OrderedDict[bytes, np.ndarray] = OrderedDict()  # by recency
-        self.model = VideoLlama(self.size, self.dtype, apart=True)
+        self.model = VideoLlama(self.size, loading.compute_dtype(self.dtype), apart=True)
         llama = self.params["llama"]
         if "0" not in llama["layers"]:
             llama = {**llama, "layers": take_apart(llama["layers"])}
@@ -296,7 +296,7 @@ def load_engine(
 ) -> Engine:
     """The model in a folder that ``vljax train`` (stage=all) or ``vljax convert`` wrote.
 
-    Computes in ``dtype``, by default in what the manifest says. Where a converted set lacks a
+    Holds them in ``dtype``, by default in what the manifest says. Where a converted set lacks a
     branch, the engine does too. ``quantise``, ``quantise_vit``: see ``precision.formats``; a layer
     is quantised as it is read. ``tell`` is told beforehand what the weights take. ``sharding``: a
     strategy over all devices, by the names that training has; "" is the first device alone.

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -36,9 +37,30 @@ def held(
     found: dict[str, jax.ShapeDtypeStruct] = {}
     for name, x in flatten(nn.unbox(boxed)).items():
         if has(name):
-            one = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where.get(name, first))
+            shape = x.shape
+            if _is_turned(name, placement):
+                name, shape = _turned(name), (*shape[:-2], *shape[:-3:-1])
+            one = jax.ShapeDtypeStruct(shape, x.dtype, sharding=where.get(name, first))
             found |= _layers_apart(name, one)
     return found
+
+
+def compute_dtype(dtype: Any) -> Any:
+    """What activations are in, where weights are in ``dtype``.
+
+    XLA:CPU does everything but products of two matrices in float32, and rounds in between.
+    """
+    return jnp.dtype("float32") if jax.default_backend() == "cpu" else jnp.dtype(dtype)
+
+
+def _is_turned(name: str, placement: Placement | None) -> bool:
+    """Whether a kernel is held as its columns, see ``nn.layers.by_columns``."""
+    alone = placement is None and jax.default_backend() == "cpu"
+    return alone and name.startswith("llama/") and name.endswith("/kernel")
+
+
+def _turned(name: str) -> str:
+    return name.removesuffix("kernel") + "turned"
 
 
 def _layers_apart(name: str, x: jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,13 +101,16 @@ def read(
     found: dict[str, jax.Array] = {}
     for stacked, array in arrays.items():
         for name, one, importance in _pieces(stacked, array, importances.get(stacked)):
-            if precision.form_of(name, formats) is None:
+            if _turned(name) in wanted:
+                columns = np.ascontiguousarray(one.read(wanted[_turned(name)].dtype).T)
+                found[_turned(name)] = jax.device_put(columns, wanted[_turned(name)].sharding)
+            elif precision.form_of(name, formats) is None:
                 where = wanted[name].sharding
                 assert where is not None
                 found[name] = one.put(where, wanted[name].dtype)
-                continue
-            for part, x in precision.read(name, one, formats, None, importance).items():
-                found[part] = jax.block_until_ready(jax.device_put(x, wanted[part].sharding))
+            else:
+                for part, x in precision.read(name, one, formats, None, importance).items():
+                    found[part] = jax.block_until_ready(jax.device_put(x, wanted[part].sharding))
     return found
 
 

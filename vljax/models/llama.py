@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vljax.models.sizes import LlamaSize
 from vljax.nn.attention import Attention, Cache, Caches, Rotary, causal_mask, rotary
-from vljax.nn.layers import Dense, GatedMLP, RMSNorm, Table, constrain
+from vljax.nn.layers import Dense, GatedMLP, RMSNorm, Table, by_columns, constrain
 from vljax.nn.stack import Apart, stack
 
 LEAD = ("batch", "act_seq")  # of [B, L, ...]
@@ -68,7 +68,7 @@ class Llama(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, L, D] -> float32 [B, L, V]."""
         if self.size.tied:
-            y = hidden @ self.tokens().T.astype(self.dtype)
+            y = by_columns(hidden, self.tokens())
         else:
             y = self.head(hidden)
         return constrain(y, (*LEAD, "act_vocab")).astype(jnp.float32)
