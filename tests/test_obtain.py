@@ -46,7 +46,7 @@ def test_published_files_are_converted_once(llama, home, monkeypatch):
     told = []
     folder = obtain(llama, tell=told.append)
     assert folder.parent == home / ".cache" / "vljax" / "converted"
-    assert [f.name for f in folder.parent.iterdir()] == [folder.name]
+    assert {f.name for f in folder.parent.iterdir()} == {folder.name, folder.name + ".lock"}
     assert "converting, this once: llama" in told[0]
     model = vljax.load(llama)  # no other conversion
     assert (model.folder, model.name) == (folder, str(llama))
@@ -64,7 +64,7 @@ def test_what_is_wrong_with_files_is_told_and_nothing_left(llama, home):
     shard.write_bytes(shard.read_bytes()[:-40])
     with pytest.raises(WeightsError, match="model-00002-of-00002"):
         obtain(llama)
-    assert list((home / ".cache/vljax/converted").glob("*")) == []
+    assert [f.suffix for f in (home / ".cache/vljax/converted").iterdir()] == [".lock"]
 
 
 def test_folders_of_ours_are_used_as_they_are(tmp_path):
@@ -75,6 +75,10 @@ def test_folders_of_ours_are_used_as_they_are(tmp_path):
         vljax.load(tmp_path)
     with pytest.raises(WeightsError, match="there is no such file or folder; check the path"):
         obtain(tmp_path / "no such.pth")
+    with pytest.raises(
+        WeightsError, match=r"^\.\./weights: there is no such file or folder; check"
+    ):
+        obtain("../weights")
     with pytest.raises(WeightsError, match="got an empty list"):
         obtain([])
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from vljax.store import WeightsError
 
 # user/repository, and perhaps a file or folder in it and @ a branch, tag or commit.
-HUB_NAME = r"[\w.-]+/[\w.-]+(/[\w./-]+)?(@[\w./-]+)?"
+HUB_NAME = r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?(@[\w./-]+)?"
 WANTED = (".json", ".model", ".safetensors", ".bin", ".pth", ".pt", ".gguf")
 UNWANTED = r"(consolidated|training_args|optimizer|scheduler|rng_state).*"
 

@@ -1,11 +1,10 @@
 """Where a model's weights come from: this package, a folder, published files, a hub."""
 
+import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,19 +119,16 @@ def _of_folder(folder: Path) -> list[Path]:
 
 
 def converted(files: Sequence[Path], llm: str, tell: Tell) -> Path:
-    """Their folder in the cache; made there the first time."""
+    """Their folder in the cache; made there the first time, by one process."""
     out = Path.home() / ".cache" / "vljax" / "converted" / fingerprint(files, llm)
     if _is_ours(out):
         return out
-    names = ", ".join(f.name for f in files)
-    tell(f"converting, this once: {names} -> {out}")
-    own = out.with_name(f"{out.name}.{os.getpid()}")  # another process may be about the same
-    shutil.rmtree(own, ignore_errors=True)
-    _convert(files, own, llm, tell)
-    try:
-        os.replace(own, out)
-    except OSError:  # it was faster
-        shutil.rmtree(own)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(out.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, however it does
+        if not _is_ours(out):
+            tell(f"converting, this once: {', '.join(f.name for f in files)} -> {out}")
+            _convert(files, out, llm, tell)
     return out
 
 
@@ -152,10 +148,11 @@ def _convert(files: Sequence[Path], out: Path, llm: str, tell: Tell) -> None:
     from vljax.convert.convert import convert
     from vljax.convert.doctor import examine
     from vljax.convert.plan import Options, make_plan, report, require_complete
+    from vljax.progress import Megabytes
 
     options = Options(llm=llm)
     errors = []
-    for finding in examine(files, llm):
+    for finding in examine(files, llm, progress=Megabytes()):
         tell(f"{finding.severity}: {finding.message}")
         errors += [finding.message] if finding.severity == "error" else []
     if errors:

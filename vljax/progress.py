@@ -36,6 +36,16 @@ class Progress:
         return (done - self.first) / max(time.monotonic() - self.began, 1e-9)
 
 
+class Megabytes:
+    """A progress line that is made when the total of bytes is known."""
+
+    line: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        self.line = self.line or Progress("MB", -(-total // 10**6))
+        self.line.show(-(-total // 10**6) if done == total else done // 10**6)
+
+
 def clock(seconds: float) -> str:
     """ "4 s", "3:05", "2:03:05"."""
     if seconds == float("inf"):

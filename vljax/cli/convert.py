@@ -36,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
 
 def healthy(args: argparse.Namespace) -> bool:
     """Lets the doctor look at the files first; prints what it finds."""
-    from vljax.cli.doctor import Megabytes
     from vljax.convert.doctor import examine
+    from vljax.progress import Megabytes
 
     template = args.template or args.llm
     findings = examine(args.files, template, not args.quick, Megabytes())

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vljax.convert.doctor import Report
-    from vljax.progress import Progress
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,22 +19,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     from vljax.convert.doctor import diagnose
+    from vljax.progress import Megabytes
 
     report = diagnose(args.paths, args.template, progress=Megabytes())
     print(as_json(report) if args.json else format_report(report))
     return 0 if report.ok else 1
-
-
-class Megabytes:
-    """A progress line that is made when the total is known."""
-
-    line: "Progress | None" = None
-
-    def __call__(self, done: int, total: int) -> None:
-        from vljax.progress import Progress
-
-        self.line = self.line or Progress("MB", -(-total // 10**6))
-        self.line.show(-(-total // 10**6) if done == total else done // 10**6)
 
 
 def format_report(report: "Report") -> str:
