@@ -46,6 +46,7 @@ DEV = [
     "mypy>=1.18",
     "chex>=0.1.92",
     "librosa>=0.11",
+    "httpx>=0.28",  # asks the server
     "openai>=2",  # its client, which the server is tested with
     "selenium>=4.30",  # drives a browser on its page, where there is one
 ]
