@@ -19,6 +19,9 @@ EXAMS = {
 }
 FILES = {  # each a file of its own, evaluate_WHAT.py
     "sound": "the sound's exam",
+    "qa": "questions and answers, as MSVD-QA, MSRVTT-QA and ActivityNet-QA have them",
+    "choices": "questions with candidates, as MVBench has them",
+    "captions": "captions of clips",
 }
 
 
