@@ -22,6 +22,7 @@ FILES = {  # each a file of its own, evaluate_WHAT.py
     "qa": "questions and answers, as MSVD-QA, MSRVTT-QA and ActivityNet-QA have them",
     "choices": "questions with candidates, as MVBench has them",
     "captions": "captions of clips",
+    "judge": "has a model behind an endpoint judge answers that are there",
 }
 
 
