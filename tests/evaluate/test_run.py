@@ -52,7 +52,8 @@ def test_figures_of_answers_made_by_hand():
         "4": {"id": 4, "error": "d.mp4: got no such file"},
         "5": {"id": 5, "error": "5 has no answer in a.json"},
     }
-    made = report(Questions(rows, ["9"]), answers, {"set": "qa", "model": "m"})
+    about = {"set": "qa", "model": "m", "candidates": ["dog", "cat", "cats"]}
+    made = report(Questions(rows, ["9"]), answers, about)
 
     def value(measure, given="clip", figures=made["figures"]):
         return figures[measure][given]["value"]
@@ -71,6 +72,7 @@ def test_figures_of_answers_made_by_hand():
     assert "| exact match | 66.7 % | 0.0 % to 100.0 % | 0.0 % | 0.0 % | 3 |" in told
     assert "- 4: d.mp4: got no such file\n- 5: 5 has no answer" in told
     assert "Answers without a question: 9" in told
+    assert "A right answer is among the 3 candidates: 66.7 %." in told
 
 
 def test_figures_of_choices_made_by_hand():

@@ -91,7 +91,8 @@ def _words(value: str | Sequence[str]) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}: {error.read()[:300].decode(errors='replace')}"
+        told = " ".join(error.read()[:300].decode(errors="replace").split())
+        return f"HTTP {error.code}: {told}"
     return f"{type(error).__name__}: {error}"
 
 

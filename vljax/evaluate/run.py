@@ -181,14 +181,19 @@ def report(questions: Questions, answers: Mapping[str, Answer], about: Mapping[s
     failed = [{"id": a["id"], "error": a["error"]} for a in answers.values() if "error" in a]
     kinds = sorted({item.kind for item, _ in rows} - {""})
     own = [len(item.candidates) for item, _ in rows if item.candidates]
-    chance = {"chance": round(sum(1 / n for n in own) / len(own), 4)} if own else {}
+    more: dict[str, float] = {}
+    if own:
+        more["chance"] = round(sum(1 / n for n in own) / len(own), 4)
+    if rows and (shared := about.get("candidates")):
+        among = sum(not set(item.answers).isdisjoint(shared) for item, _ in rows)
+        more["right_among_candidates"] = round(among / len(rows), 4)
     return {
         **about,
         "questions": len(questions.rows),
         "answered": len(rows),
         "failed": failed,
         "unasked": list(questions.unasked),
-        **chance,
+        **more,
         "normalisation": scores.NORMALISATION,
         "interval": f"95 %, {scores.DRAWS} bootstrap draws of clips, seed 0",
         "figures": figures(rows),
@@ -249,6 +254,11 @@ def summary(made: Report) -> str:
     ]
     if "chance" in made:
         lines += [f"Chance: {100 * made['chance']:.1f} %."]
+    if "right_among_candidates" in made:
+        share = 100 * made["right_among_candidates"]
+        lines += [
+            f"A right answer is among the {len(made['candidates'])} candidates: {share:.1f} %."
+        ]
     if made["failed"]:
         lines += ["", "Not answered, and in no figure:", ""]
         lines += [f"- {row['id']}: {row['error']}" for row in made["failed"]]
