@@ -91,5 +91,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },
-    entry_points={"console_scripts": ["vljax=vljax.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["vljax=vljax.cli.main:main"],
+        "lmms_eval.models": ["vljax=vljax.evaluate.lmms_eval:manifest"],
+    },
 )
