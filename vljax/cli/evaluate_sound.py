@@ -231,6 +231,10 @@ def probe_lines(rows: dict[str, Any]) -> list[str]:
         lines.append(f"  {label:28} " + "  ".join(cells))
     ranked = interval(rows["likelihood"]["ranked"])
     lines.append(f'"Yes." rather for what is there than for what is not: {ranked}, chance 0.5')
+    lines.append(
+        f"what is said names a sound that is there: {interval(rows['names_heard'])}, and one that "
+        f"is only asked about: {interval(rows['echoes'])}"
+    )
     common = ", ".join(f"{text!r} {count}" for text, count in rows["answers"].items())
     return [*lines, f"said most often: {common}"]
 

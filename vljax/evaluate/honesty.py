@@ -11,7 +11,7 @@ kept in a file, if one is named, from which a run that was stopped goes on.
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -353,12 +353,15 @@ class Asker:
         wanted = {a.key(self.exam): a for a in [*open_asks, *yes_no]}
         weighed = {a.key(self.exam): a for a in yes_no}
         total = len(wanted) + len(weighed)
-        for keys in _chunks([k for k in wanted if k not in self.said], self.batch):
+        # Batches of one kind of media and, where prompts must be the same, of one question.
+        new = [k for k in wanted if k not in self.said]
+        for keys in _chunks(new, self.batch, lambda k: (k[1], k[0] == "none")):
             requests = [self._request(wanted[k]) for k in keys]
             said = self.engine.answer(requests, self.sampling)
             self.said |= zip(keys, said, strict=True)
             self._keep({k: {"answer": self.said[k]} for k in keys}, total)
-        for keys in _chunks([k for k in weighed if k not in self.preferred], self.batch):
+        new = [k for k in weighed if k not in self.preferred]
+        for keys in _chunks(new, self.batch, lambda k: (k[1], k[3])):
             self.preferred |= self._weigh(keys, [self._request(weighed[k]) for k in keys])
             self._keep({k: {"yes_less_no": self.preferred[k]} for k in keys}, total)
 
@@ -393,5 +396,13 @@ class Asker:
         return self.preferred[ask.key(self.exam)]
 
 
-def _chunks(keys: Sequence[Key], size: int) -> Iterable[Sequence[Key]]:
-    return (keys[i : i + size] for i in range(0, len(keys), size))
+def _chunks(
+    keys: Sequence[Key], size: int, kind: Callable[[Key], Hashable]
+) -> Iterator[Sequence[Key]]:
+    """At most ``size`` keys of one kind at a time."""
+    groups: dict[Hashable, list[Key]] = collections.defaultdict(list)
+    for key in keys:
+        groups[kind(key)].append(key)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

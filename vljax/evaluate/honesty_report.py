@@ -75,11 +75,13 @@ def _scale(asker: Asker, wording: Wording, scale: float) -> Report:
 
 
 def _named(asker: Asker, wording: Wording, condition: str, view: str) -> Report:
+    """How often the answer is ``right``; ``among``: how often it names the sound among others."""
     exam, asked = asker.exam, asks_of(asker.exam, wording, condition, view)
     said = [asker.answer(ask) for ask in asked]
     heard = [exam.cases[ask.case].heard for ask in asked]
     hits = [right(a, h, exam.labels) for a, h in zip(said, heard, strict=True)]
-    return score(hits, chance(exam)) | {"answers": _common(said)}
+    among = [any(claims(a, x) for x in h) for a, h in zip(said, heard, strict=True)]
+    return score(hits, chance(exam)) | {"among": score(among), "answers": _common(said)}
 
 
 def conditions(asker: Asker, wording: Wording, view: str) -> Report:
@@ -121,19 +123,24 @@ def probes(asker: Asker, wording: Wording, view: str) -> Report:
 
     ``naming``: whether the answer to the open question names the sound; ``words``: whether the
     answer's first word is yes or no; ``pope``: by POPE's own rule; ``likelihood``: whether "Yes."
-    is likelier than "No.", with ``ranked`` besides.
+    is likelier than "No.", with ``ranked`` besides. Whatever the answer's form, ``names_heard`` is
+    how often it names a sound that is there, and ``echoes`` how often one that is asked about and
+    is not.
     """
     exam = asker.exam
     asked = [p for p in exam.probes if exam.fits(p.case, view)]
     questions = {(a.case, a.question): a for a in yes_no_asks(exam, wording) if a.view == view}
     rows: dict[str, list[Verdict]] = {n: [] for n in ("naming", "words", "pope", "likelihood")}
     preferred: dict[int, list[float]] = collections.defaultdict(list)
-    said = []
+    said, heard, echoes = [], [], []
     for probe in asked:
         ask = questions[probe.case, wording.yes_no_about(probe.label)]
         answer, preference = asker.answer(ask), asker.preference(ask)
         free = asker.answer(Ask(probe.case, "real", view, wording.hear))
         said.append(answer)
+        heard.append(any(claims(answer, x) for x in exam.cases[probe.case].heard))
+        if probe.kind:
+            echoes.append(claims(answer, probe.label))
         found = {
             "naming": claims(free, probe.label),
             "words": yes_or_no(answer),
@@ -146,6 +153,7 @@ def probes(asker: Asker, wording: Wording, view: str) -> Report:
             rows[name].append(Verdict(clip, not probe.kind, probe.kind, verdict))
     report: Report = {name: pope(verdicts) for name, verdicts in rows.items()}
     report["likelihood"]["ranked"] = ranked([(a, b) for a, b in preferred.values()])
+    report |= {"names_heard": score(heard), "echoes": score(echoes)}
     return report | {"answers": _common(said)}
 
 
@@ -166,8 +174,9 @@ def draw(report: Report, path: str | Path) -> None:
         _line(ax, rows, view, f"C{number}", "os"[number])
     ax.axhline(report["chance"], color="0.5", linestyle=":", linewidth=1, label="chance")
     ax.axvline(report["own_scale"], color="0.8", linewidth=1, label="the model's own")
-    ax.set_xscale("symlog", base=10, linthresh=1)
     ticks = [row["scale"] for row in rows]
+    ax.set_xscale("symlog", linthresh=0.5, linscale=0.4)
+    ax.set_xlim(ticks[0] - 0.1, 1.15 * ticks[-1] + 0.1)
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     ax.set_ylim(-0.03, 1.03)
@@ -180,8 +189,7 @@ def draw(report: Report, path: str | Path) -> None:
 
 def _line(ax: Any, rows: Sequence[Report], view: str, colour: str, marker: str) -> None:
     scales, scores = [r["scale"] for r in rows], [r[view] for r in rows]
-    label = {"alone": "sound alone", "beside": "beside a picture of another thing"}[view]
     style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.5}
-    ax.plot(scales, [s["accuracy"] for s in scores], label=label, **style)
+    ax.plot(scales, [s["accuracy"] for s in scores], label=VIEWS[view], **style)
     low, high = ([s[end] for s in scores] for end in ("low", "high"))
     ax.fill_between(scales, low, high, color=colour, alpha=0.18, linewidth=0)

@@ -73,7 +73,7 @@ def _from_folders(path: Path) -> list[Labelled]:
     found = [
         Labelled(file, (folder.name,))
         for folder in sorted(path.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
+        if folder.is_dir() and not folder.name.startswith(".") and spellings(folder.name)
         for file in sorted(folder.iterdir())
         if file.is_file() and not file.name.startswith(".")
     ]
@@ -147,7 +147,9 @@ def noise_like(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (level * noise).astype(np.float32)[None]
 
 
-def read_sound(path: Path, size: VideoLlamaSize, look: bool, seed: int) -> tuple[Media, np.ndarray]:
+def read_sound(
+    path: Path, size: VideoLlamaSize, look: bool, seed: Sequence[int]
+) -> tuple[Media, np.ndarray]:
     """A file's media and, in its sound's place, mel clips of noise. Raises MediaError.
 
     The noise is made at the rate of the towers: at a higher one, part of it would be out of
@@ -174,7 +176,7 @@ def read_all(
     jobs: list[Future] = []
     for i, clip in enumerate(clips):
         for j in range(len(jobs), min(i + AHEAD, len(clips))):
-            jobs.append(decoders.submit(read_sound, clips[j].path, size, look, seed + j))
+            jobs.append(decoders.submit(read_sound, clips[j].path, size, look, (seed, 19, j)))
         try:
             yield clip, jobs[i].result()
         except BAD as error:
