@@ -147,6 +147,7 @@ def evaluate(
     settings = about | {
         "clips": hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16],
         "max_new_tokens": args.max_new_tokens,
+        "held": [args.llm, args.dtype, args.quantise, args.quantise_vit],
     }
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

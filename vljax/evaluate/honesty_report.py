@@ -57,7 +57,7 @@ def chance(exam: Exam) -> float:
 
 
 def right(answer: str, heard: Sequence[str], labels: Sequence[str]) -> bool:
-    """Names one of the sounds that are heard, and none of the exam's others."""
+    """Names one of the sounds that are heard, and none of the other ``labels``."""
     others = [x for x in labels if not any(overlap(x, h) for h in heard)]
     return any(claims(answer, h) for h in heard) and not any(claims(answer, x) for x in others)
 
@@ -78,9 +78,11 @@ def _named(asker: Asker, wording: Wording, condition: str, view: str) -> Report:
     """How often the answer is ``right``; ``among``: how often it names the sound among others."""
     exam, asked = asker.exam, asks_of(asker.exam, wording, condition, view)
     said = [asker.answer(ask) for ask in asked]
-    heard = [exam.cases[ask.case].heard for ask in asked]
-    hits = [right(a, h, exam.labels) for a, h in zip(said, heard, strict=True)]
-    among = [any(claims(a, x) for x in h) for a, h in zip(said, heard, strict=True)]
+    cases = [exam.cases[ask.case] for ask in asked]
+    hits = [
+        right(a, c.heard, [*exam.labels, *c.seen_only]) for a, c in zip(said, cases, strict=True)
+    ]
+    among = [any(claims(a, x) for x in c.heard) for a, c in zip(said, cases, strict=True)]
     return score(hits, chance(exam)) | {"among": score(among), "answers": _common(said)}
 
 
