@@ -50,6 +50,7 @@ DEV = [
     "openai>=2",  # its client, which the server is tested with
     "selenium>=4.30",  # drives a browser on its page, where there is one
 ]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=1.18"]
 SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests
 
 setup(
@@ -70,7 +71,8 @@ setup(
         "serve": SERVE,
         "parity": PARITY,
         "bench": BENCH,
-        "dev": DATA + CONVERT + SERVE + DEV + SCHEMAS,
+        "docs": DOCS,
+        "dev": DATA + CONVERT + SERVE + DOCS + DEV + SCHEMAS,
         # Compilers for machines that are not here, and matplotlib for the report.
         "plan-tpu": ["libtpu>=0.0.42", "matplotlib>=3.10"],
         "plan-gpu": ["jax-cuda12-plugin>=0.10", "matplotlib>=3.10"],
