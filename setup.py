@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+REPOSITORY = "https://github.com/vljax/vljax"
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vljax/__init__.py").read_text()).group(1)
 
 BASE = [
@@ -53,11 +54,20 @@ DEV = [
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=1.18"]
 SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests
 
+
+def description() -> str:
+    """The README, with links that work where its files are not."""
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\1{REPOSITORY}/raw/main/", text)
+    return re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\1{REPOSITORY}/blob/main/", text)
+
+
 setup(
     name="vljax",
     version=VERSION,
     description="Video-LLaMA in JAX/Flax: exact, sharded, and trained end to end at tiny size",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=description(),
+    url=REPOSITORY,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
