@@ -49,6 +49,9 @@ DEV = [
     "httpx>=0.28",  # asks the server
     "openai>=2",  # its client, which the server is tested with
     "selenium>=4.30",  # drives a browser on its page, where there is one
+    "nbclient>=0.10",  # runs the notebooks of colab/
+    "nbformat>=5.10",
+    "ipykernel>=7",
 ]
 SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests
 
