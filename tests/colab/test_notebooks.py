@@ -64,10 +64,14 @@ def executed(path: Path, folder: Path) -> tuple[str, int]:
 # on its results itself, and a cell that fails ends it.
 TOLD = {
     "01_quickstart": ["A green car moves left, and I hear a drum."],
-    "02_published_weights": [],
-    "03_finetune": [],
-    "04_sharding_lab": [],
-    "05_evaluate": [],
+    "02_published_weights": [
+        "healthy",
+        "got a Git LFS stub",
+        "tensors, all as they were",
+    ],
+    "03_finetune": ["after   seen: A red bell moves right.  heard: A drum."],
+    "04_sharding_lab": ["legal here: tp:data=2:tensor=4", "v5e:4x4"],
+    "05_evaluate": ["not on the sound", "36 questions"],
 }
 PLOTS = {
     "01_quickstart": 4,
