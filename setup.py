@@ -72,10 +72,9 @@ setup(
     version=VERSION,
     description="Video-LLaMA in JAX/Flax: exact, sharded, and trained end to end at tiny size",
     long_description=description(),
-    url=REPOSITORY,
     long_description_content_type="text/markdown",
+    url=REPOSITORY,
     license="Apache-2.0",
-    url="https://github.com/vljax/vljax",
     keywords="Video-LLaMA video audio multimodal language-model JAX Flax TPU sharding",
     classifiers=[
         "Development Status :: 4 - Beta",
