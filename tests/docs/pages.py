@@ -7,9 +7,9 @@ A line before each fence of bash, console or python says what becomes of it; rea
     <!-- not run here: REASON -->  only the flags of its ``vljax`` commands are looked at
 
 Behind "quick" or "slow" may stand, after commas: "output varies", so that what a console fence
-shows is not compared; "exits 1"; "stays", a server until the page's end; "makes the files",
-which other pages have if they link to where it stands. A page's fences run in order in one folder, which looks
-like a fresh checkout. Installing is left out: it is the environment the tests are in.
+shows is not compared; "exits 1"; "stays", a server until the page's end; "makes the files", which
+other pages have if they link to where it stands. A page's fences run in order in one folder, which
+looks like a fresh checkout. Installing is left out: it is the environment the tests are in.
 """
 
 import contextlib
