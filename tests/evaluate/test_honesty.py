@@ -34,8 +34,8 @@ from vljax.evaluate.sound_clips import (
 )
 from vljax.generate import long
 from vljax.generate.engine import Engine, Request
+from vljax.generate.likelihood import log_likelihoods
 from vljax.generate.media import Encoded
-from vljax.generate.probe import log_likelihoods
 
 NOTHING = np.zeros((1, 2), np.float32)
 
@@ -466,7 +466,8 @@ def test_yes_is_weighed_against_no(tiny, own):
     asker = Asker(tiny, exam, 4)
     asker.run([], asked)
     requests = [Request(a.question, honesty.given(tiny, exam, a)) for a in asked]
-    yes, no = (np.array(log_likelihoods(tiny, requests, word)[0]) for word in ("Yes.", "No."))
+    told = (log_likelihoods(tiny, requests, [word] * 2) for word in ("Yes.", "No."))
+    yes, no = (np.array([likelihood.nats for likelihood in part]) for part in told)
     np.testing.assert_allclose([asker.preference(a) for a in asked], yes - no, atol=1e-3)
     assert [asker.answer(a) for a in asked] == tiny.answer(requests, asker.sampling)
 

@@ -11,7 +11,7 @@ kept in a file, if one is named, from which a run that was stopped goes on.
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from vljax.evaluate.naming import overlap, words
 from vljax.evaluate.sound_clips import Labelled, read_all, vocabulary
 from vljax.generate import long
 from vljax.generate.engine import Engine, Request
+from vljax.generate.likelihood import log_likelihoods
 from vljax.generate.media import Encoded, Media
-from vljax.generate.probe import log_likelihoods, silence
+from vljax.generate.probe import silence
 from vljax.generate.sampling import Sampling
 
 CONDITIONS = {
@@ -256,14 +257,13 @@ def asks_of(exam: Exam, wording: Wording, condition: str, view: str) -> list[Ask
 
 
 def yes_no_asks(exam: Exam, wording: Wording) -> list[Ask]:
-    """One for each probe and view, those with the same words together."""
-    found = [
+    """One for each probe and view."""
+    return [
         Ask(p.case, "real", view, wording.yes_no_about(p.label))
         for view in exam.views
         for p in exam.probes
         if exam.fits(p.case, view)
     ]
-    return sorted(found, key=lambda a: (a.view, a.question))
 
 
 def scale_name(exam: Exam, scale: float) -> str:
@@ -353,15 +353,14 @@ class Asker:
         wanted = {a.key(self.exam): a for a in [*open_asks, *yes_no]}
         weighed = {a.key(self.exam): a for a in yes_no}
         total = len(wanted) + len(weighed)
-        # Batches of one kind of media and, where prompts must be the same, of one question.
         new = [k for k in wanted if k not in self.said]
-        for keys in _chunks(new, self.batch, lambda k: (k[1], k[0] == "none")):
+        for keys in _chunks(new, self.batch):
             requests = [self._request(wanted[k]) for k in keys]
             said = self.engine.answer(requests, self.sampling)
             self.said |= zip(keys, said, strict=True)
             self._keep({k: {"answer": self.said[k]} for k in keys}, total)
         new = [k for k in weighed if k not in self.preferred]
-        for keys in _chunks(new, self.batch, lambda k: (k[1], k[3])):
+        for keys in _chunks(new, self.batch):
             self.preferred |= self._weigh(keys, [self._request(weighed[k]) for k in keys])
             self._keep({k: {"yes_less_no": self.preferred[k]} for k in keys}, total)
 
@@ -369,16 +368,9 @@ class Asker:
         return Request(ask.question, given(self.engine, self.exam, ask))
 
     def _weigh(self, keys: Sequence[Key], requests: Sequence[Request]) -> dict[Key, float]:
-        """Nats by which "Yes." is likelier than "No."; prompts of the same words share a batch."""
-        groups = collections.defaultdict(list)
-        for key, request in zip(keys, requests, strict=True):
-            groups[tuple(self.engine.prompt_ids(request))].append((key, request))
-        found: dict[Key, float] = {}
-        for group in groups.values():
-            asked = [request for _, request in group]
-            yes, no = (log_likelihoods(self.engine, asked, word)[0] for word in (YES, NO))
-            found |= {k: y - n for (k, _), y, n in zip(group, yes, no, strict=True)}
-        return found
+        """Nats by which "Yes." is likelier than "No."."""
+        yes, no = (log_likelihoods(self.engine, requests, [w] * len(keys)) for w in (YES, NO))
+        return {k: y.nats - n.nats for k, y, n in zip(keys, yes, no, strict=True)}
 
     def _keep(self, new: Mapping[Key, Mapping[str, Any]], total: int) -> None:
         if self.path is not None:
@@ -396,13 +388,16 @@ class Asker:
         return self.preferred[ask.key(self.exam)]
 
 
-def _chunks(
-    keys: Sequence[Key], size: int, kind: Callable[[Key], Hashable]
-) -> Iterator[Sequence[Key]]:
+def _kind(key: Key) -> tuple[str, bool]:
+    """What those in a batch have in common: which media there are."""
+    return key[1], key[0] == "none"
+
+
+def _chunks(keys: Sequence[Key], size: int) -> Iterator[Sequence[Key]]:
     """At most ``size`` keys of one kind at a time."""
-    groups: dict[Hashable, list[Key]] = collections.defaultdict(list)
+    groups: dict[tuple[str, bool], list[Key]] = collections.defaultdict(list)
     for key in keys:
-        groups[kind(key)].append(key)
+        groups[_kind(key)].append(key)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
