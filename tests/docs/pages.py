@@ -6,10 +6,10 @@ A line before each fence of bash, console or python says what becomes of it; rea
     <!-- run: slow -->             with ``pytest -m slow``
     <!-- not run here: REASON -->  only the flags of its ``vljax`` commands are looked at
 
-Behind "quick" or "slow" may stand, after commas: "output varies", so that what a console fence shows
-is not compared; "exits 1"; "stays", a server until the page's end; "makes the files", which other
-pages have if they link to where it stands. A page's fences run in order in one folder, which looks
-like a fresh checkout. Installing is left out: it is the environment the tests are in.
+Behind "quick" or "slow" may stand, after commas: "output varies", so that what a console fence
+shows is not compared; "exits 1"; "stays", a server until the page's end; "makes the files", which
+other pages have if they link to where it stands. A page's fences run in order in one folder, which
+looks like a fresh checkout. Installing is left out: it is the environment the tests are in.
 """
 
 import contextlib
@@ -117,7 +117,7 @@ def _same_word(shown: str, got: str) -> bool:
 
 
 def checkout(folder: Path) -> Path:
-    """A folder that looks like a fresh checkout; what is written in it stays out of the real one."""
+    """A folder like a fresh checkout; what is written there stays out of the real one."""
     folder.mkdir()
     for path in ROOT.iterdir():
         if not path.name.startswith(".") and path.name not in OWN:
