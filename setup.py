@@ -48,6 +48,8 @@ DEV = [
     "chex>=0.1.92",
     "librosa>=0.11",
     "httpx>=0.28",  # asks the server
+    "build>=1.2",
+    "setuptools>=77",  # what the wheel is built with
     "openai>=2",  # its client, which the server is tested with
     "selenium>=4.30",  # drives a browser on its page, where there is one
 ]
@@ -70,8 +72,20 @@ setup(
     url=REPOSITORY,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    url="https://github.com/vljax/vljax",
+    keywords="Video-LLaMA video audio multimodal language-model JAX Flax TPU sharding",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
-    packages=find_packages(include=["vljax", "vljax.*"]),
+    packages=[*find_packages(include=["vljax", "vljax.*"]), "vljax.configs"],
+    package_dir={"vljax.configs": "configs"},
     package_data={"vljax": ["py.typed", "weights/tiny/**/*", "samples/*", "serve/page/*"]},
     install_requires=BASE,
     extras_require={
@@ -89,5 +103,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },
-    entry_points={"console_scripts": ["vljax=vljax.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["vljax=vljax.cli.main:main"],
+        "lmms_eval.models": ["vljax=vljax.evaluate.lmms_eval:manifest"],
+    },
 )

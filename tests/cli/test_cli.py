@@ -375,5 +375,12 @@ def test_make_world_does_not_overwrite(run, tmp_path):
     one_sentence(run("make-world", "--out", tmp_path), "not empty; name a new folder")
 
 
-def test_evaluate_with_too_few_clips(run):
-    one_sentence(run("evaluate", "--world", "--n", "0"), "--n: got 0, expected at least 1")
+@pytest.mark.parametrize("what", [["world"], ["--world"], ["long"], ["--seed", "3", "--live"]])
+def test_evaluate_with_too_few_clips(run, what):
+    one_sentence(run("evaluate", *what, "--n", "0"), "--n: got 0, expected at least 1")
+
+
+def test_evaluate_with_nothing_to_measure(run):
+    code, _, error = run("evaluate", "worlds")
+    assert code == 2
+    assert "got 'worlds', expected one of world, long, live, " in error

@@ -1,5 +1,6 @@
 """What an answer rests on, told right where it is known: clips of the tiny world."""
 
+import dataclasses
 import functools
 import json
 
@@ -15,8 +16,9 @@ from vljax.data.world.files import write_clip
 from vljax.data.world.scenes import Scene, Thing
 from vljax.data.world.sound import waveform
 from vljax.generate.engine import Engine, Request
+from vljax.generate.likelihood import log_likelihoods
 from vljax.generate.media import Media, read_media
-from vljax.generate.probe import REAL, Probe, Row, log_likelihoods, probe, shuffled, spoilt
+from vljax.generate.probe import REAL, Probe, Row, probe, shuffled, spoilt
 
 SCENE = Scene("one", (Thing("kettle", "blue", "right"),), ("siren",), 2.0, 0.5, 3)
 
@@ -64,7 +66,7 @@ def test_the_verdict_names_what_the_answer_needs(tiny, media, question, answer, 
 
 def test_likelihoods_are_those_of_the_whole_model(tiny, media):
     request = Request("What do you hear?", media)
-    (got,), count = log_likelihoods(tiny, [request], "A bird.")
+    ((got, count, likeliest),) = log_likelihoods(tiny, [request], ["A bird."])
     prompt, whole = tiny.prompt_ids(request), tiny.answered_ids(request, "A bird.")
     assert whole[: len(prompt)] == prompt
     assert count == len(whole) - len(prompt) > 2
@@ -75,8 +77,28 @@ def test_likelihoods_are_those_of_the_whole_model(tiny, media):
     sure = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = sum(sure[i - 1, whole[i]] for i in range(len(prompt), len(whole)))
     np.testing.assert_allclose(got, expected, rtol=1e-4)
-    (better,), _ = log_likelihoods(tiny, [request], "A siren.")
-    assert better > got + 3
+    (better,) = log_likelihoods(tiny, [request], ["A siren."])
+    assert better.nats > got + 3
+    assert better.likeliest and not likeliest
+
+
+def test_likelihoods_of_many_are_those_of_each(tiny, media):
+    """Questions, answers and media of any kinds at once."""
+    seen = dataclasses.replace(media, mel=None)
+    asked = [
+        (Request("What do you hear?", media), "A siren."),
+        (Request("What colour is it?", seen), "Blue."),
+        (Request("What colour is it?", media), "A blue kettle moves right."),
+        (Request("What do you hear?"), "A bird."),
+        (Request("What colour is it?", seen), "Red."),
+    ]
+    together = log_likelihoods(tiny, *map(list, zip(*asked, strict=True)))
+    for (request, answer), got in zip(asked, together, strict=True):
+        (alone,) = log_likelihoods(tiny, [request], [answer])
+        assert got.nats == pytest.approx(alone.nats, rel=1e-4)
+        assert got[1:] == alone[1:]
+    assert [found.likeliest for found in together[:2]] == [True, True]
+    assert not together[4].likeliest and together[4].nats < together[1].nats
 
 
 def test_one_thing_is_taken_away_at_a_time(tiny, media):

@@ -1,6 +1,10 @@
-"""``vljax evaluate``: exams of the tiny world, answered from files that are made for them."""
+"""``vljax evaluate WHAT``: measures answers.
+
+``vljax evaluate --world`` and the like, as it once was, go on working.
+"""
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
@@ -8,32 +12,62 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+EXAMS = {
+    "world": "the tiny world's exam",
+    "long": "policies on clips of 2 to 120 s",
+    "live": "a generated stream that is followed",
+}
+FILES = {  # each a file of its own, evaluate_WHAT.py
+    "sound": "the sound's exam",
+    "qa": "questions and answers, as MSVD-QA, MSRVTT-QA and ActivityNet-QA have them",
+    "choices": "questions with candidates, as MVBench has them",
+    "captions": "captions of clips",
+    "judge": "has a model behind an endpoint judge answers that are there",
+}
+
 
 def main(argv: Sequence[str]) -> int | None:
-    parser = argparse.ArgumentParser(prog="vljax evaluate", description=__doc__)
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--world", action="store_true", help="the tiny world's exam")
-    kind.add_argument("--long", action="store_true", help="policies on clips of 2 to 120 s")
-    kind.add_argument("--live", action="store_true", help="a generated stream that is followed")
+    if argv and argv[0] in FILES:
+        return importlib.import_module(f"vljax.cli.evaluate_{argv[0]}").main(argv[1:])
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    old = [f"--{name}" for name in EXAMS]
+    named = next((word for word in argv if word in old), argv[0] if argv else "")
+    if named.removeprefix("--") not in EXAMS:
+        got = f"got {named!r}, " if argv else ""
+        print(f"vljax evaluate: {got}expected one of {', '.join(EXAMS | FILES)}", file=sys.stderr)
+        return 2
+    rest = list(argv)
+    rest.remove(named)
+    return exam(named.removeprefix("--"), rest)
+
+
+def usage() -> str:
+    lines = [f"  {name:10} {told}" for name, told in (EXAMS | FILES).items()]
+    head = "usage: vljax evaluate WHAT [...]   (vljax evaluate WHAT --help says more)"
+    return "\n".join([head, "", *lines])
+
+
+def exam(what: str, argv: Sequence[str]) -> int | None:
+    """An exam of the tiny world, answered from files that are made for it."""
+    parser = argparse.ArgumentParser(prog=f"vljax evaluate {what}", description=EXAMS[what])
     parser.add_argument("--model", default="tiny", help='"tiny" or a folder of weights')
     parser.add_argument("--seed", type=int, default=1, help="of the exam's clips")
     parser.add_argument("--n", type=int, default=256, help="clips a score")
-    parser.add_argument(
-        "--png", type=Path, metavar="FILE", help="with --long, draws its curves; data: FILE's .json"
-    )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the stream (10)")
+    if what == "long":
+        parser.add_argument(
+            "--png", type=Path, metavar="FILE", help="draws the curves; data: FILE's .json"
+        )
+    if what == "live":
+        parser.add_argument("--minutes", type=float, default=10.0, help="of the stream (10)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.n < 1:
         raise ValueError(f"--n: got {args.n}, expected at least 1")
-    if args.png and not args.long:
-        parser.error("--png draws the curves of --long")
-    if args.png and args.png.suffix != ".png":
+    if what == "long" and args.png and args.png.suffix != ".png":
         raise ValueError(f"--png: got {args.png}, expected a name that ends in .png")
-    if args.live:
-        return live(args)
-    (long if args.long else world)(args)
-    return None
+    return {"world": world, "long": long, "live": live}[what](args)
 
 
 def world(args: argparse.Namespace) -> None:

@@ -119,7 +119,7 @@ def print_prompts(rows: "Rows", args: argparse.Namespace) -> int:
         try:
             if isinstance(row, BadRow):
                 raise ValueError(row.error)
-            request = row.request(read_pair(row.look, row.listen, prompter.size))
+            request = row.request(read_pair(row.look, row.listen, prompter.size, row.span))
             print(show_prompt(prompter, request, row.sampling.max_new_tokens))
         except BAD as error:
             failed += 1

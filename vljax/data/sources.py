@@ -26,7 +26,7 @@ def read_webvid(annotations: Path, media: Path, clean: bool = True) -> list[Reco
         raise AnnotationError(f"{annotations}: got no .csv or .tsv file, expected at least one")
     records = []
     for path in files:
-        with _open(path) as file:
+        with open_text(path) as file:
             table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             missing = {"videoid", "name", "page_dir"} - set(table.fieldnames or ())
             if missing:
@@ -46,7 +46,7 @@ def read_webvid(annotations: Path, media: Path, clean: bool = True) -> list[Reco
 
 def read_filter_cap(annotations: Path, media: Path) -> list[Record]:
     """CC595k's and MiniGPT-4's filter_cap.json: media/{image_id}.jpg, captions as they are."""
-    rows = _json(annotations)
+    rows = read_json(annotations)
     rows = rows.get("annotations") if isinstance(rows, dict) else None
     return [
         Record(
@@ -55,7 +55,7 @@ def read_filter_cap(annotations: Path, media: Path) -> list[Record]:
             kind="image",
             caption=row["caption"],
         )
-        for row in _rows(annotations, rows, ("image_id", "caption"))
+        for row in rows_with(annotations, rows, ("image_id", "caption"))
     ]
 
 
@@ -70,7 +70,7 @@ def read_llava(
     ``prefix`` stands before every image's file name; ``tags`` around the media in the text.
     """
     records: list[Record] = []
-    for row in _rows(annotations, _json(annotations), ("conversations",)):
+    for row in rows_with(annotations, read_json(annotations), ("conversations",)):
         video = row.get("video")
         if video is None and "image" not in row:
             raise AnnotationError(f"{annotations}: a record has neither image nor video; add one")
@@ -90,7 +90,7 @@ def read_llava(
 def read_videochat(annotations: Path, media: Path) -> list[Record]:
     """VideoChat instruct JSON: [{video, QA: [{q, a}]}]; the clip precedes the first question."""
     records = []
-    for row in _rows(annotations, _json(annotations), ("video", "QA")):
+    for row in rows_with(annotations, read_json(annotations), ("video", "QA")):
         turns = [t for qa in row["QA"] for t in (("human", qa["q"]), ("gpt", qa["a"]))]
         turns[0] = ("human", "<image> " + turns[0][1])
         records.append(
@@ -116,7 +116,8 @@ def read_folder(annotations: Path, media: Path, clean: bool = False) -> list[Rec
     if annotations.is_dir():
         captions = _captions_beside(annotations, media, found)
     else:
-        captions = {row["file_name"]: row["text"] for row in _table(annotations)}
+        rows = rows_with(annotations, read_table(annotations), ("file_name", "text"))
+        captions = {row["file_name"]: row["text"] for row in rows}
         for name in captions:
             if not (media / name).is_file():
                 raise AnnotationError(f"{annotations}: names {name}, which {media} has not; add it")
@@ -152,16 +153,15 @@ def _captions_beside(folder: Path, media: Path, found: Sequence[Path]) -> dict[s
     return captions
 
 
-def _table(path: Path) -> list[dict[str, str]]:
-    with _open(path) as file:
-        if path.suffix == ".jsonl":
-            try:
-                rows = [json.loads(line) for line in file if line.strip()]
-            except json.JSONDecodeError as error:
-                raise AnnotationError(f"{path}: is not JSON a line ({error}); mend it") from error
-        else:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    return _rows(path, rows, ("file_name", "text"))
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .csv or .tsv file, or of a .jsonl file with an object a line."""
+    with open_text(path) as file:
+        if path.suffix != ".jsonl":
+            return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+        try:
+            return [json.loads(line) for line in file if line.strip()]
+        except json.JSONDecodeError as error:
+            raise AnnotationError(f"{path}: is not JSON a line ({error}); mend it") from error
 
 
 READERS: dict[str, Callable[..., list[Record]]] = {
@@ -188,25 +188,28 @@ def read(family: str, annotations: str | Path, media: str | Path, **options: Any
     return records
 
 
-def _open(path: Path) -> Any:
+def open_text(path: Path) -> Any:
+    """An annotation file, opened. Raises AnnotationError where there is none."""
     if not path.is_file():
         raise AnnotationError(f"{path}: not there; name the annotation file of the data set")
     return path.open(newline="", encoding="utf-8-sig")
 
 
-def _json(path: Path) -> Any:
-    with _open(path) as file:
+def read_json(path: Path) -> Any:
+    """Raises AnnotationError for what is none."""
+    with open_text(path) as file:
         try:
             return json.load(file)
         except json.JSONDecodeError as error:
             raise AnnotationError(f"{path}: is not JSON ({error}); fetch it anew") from error
 
 
-def _rows(path: Path, rows: Any, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def rows_with(path: Path, rows: Any, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The records, each of which has these keys. Raises AnnotationError where one has not."""
     if not isinstance(rows, list):
         raise AnnotationError(f"{path}: got {type(rows).__name__}, expected a list of records")
     for i, row in enumerate(rows):
         for key in keys:
-            if key not in row:
+            if not isinstance(row, dict) or key not in row:
                 raise AnnotationError(f"{path}: record {i} lacks {key!r}; add it")
     return rows

@@ -12,6 +12,7 @@ from vljax.generate.media import read_pair
 from vljax.generate.rows import (
     Answer,
     BadRow,
+    Files,
     Row,
     as_lines,
     key,
@@ -23,7 +24,8 @@ from vljax.generate.rows import (
 from vljax.generate.sampling import Sampling
 
 Rows = Sequence[Row | BadRow]
-Files = tuple[Path | None, Path | None]  # to look at, to listen to
+# What a batch becomes, by the ``key`` of each row's id; the last one is the model's name.
+Answering = Callable[[Engine, Rows, dict[Files, Future], str], dict[str, Answer]]
 
 
 @dataclasses.dataclass
@@ -42,14 +44,24 @@ class Job:
 
     @classmethod
     def open(
-        cls, rows: Rows, out: Path, model: str, process: tuple[int, int], retry: bool = False
+        cls,
+        rows: Rows,
+        out: Path,
+        model: str,
+        process: tuple[int, int],
+        retry: bool = False,
+        block: int = 1,
     ) -> "Job":
         """Reads what is there; a half-written last line is dropped.
 
         Alone (process 0 of 1) it takes over what several processes wrote. ``retry``: rows that
-        failed are asked again. Raises ValueError for answers that are not to these rows.
+        failed are asked again. ``block``: so many rows on end are one process's: where it is the
+        batch, that of a row is the same for any number of processes. Raises ValueError for answers
+        that are not to these rows.
         """
-        part, path = rows[process[0] :: process[1]], shard_path(out, *process)
+        blocks = [rows[i : i + block] for i in range(0, len(rows), block)]
+        part = [row for block in blocks[process[0] :: process[1]] for row in block]
+        path = shard_path(out, *process)
         kept = read_answers(path)
         if process[1] == 1:
             kept = read_shards(out) | kept
@@ -73,14 +85,24 @@ class Job:
         """Writes the file anew where it is not in the rows' order."""
         settle(self.out, self.answers, [key(row.id) for row in self.rows])
 
-    def run(self, engine: Engine, decoders: Decoders, batch: int, show: Callable[[], None]) -> None:
-        """Answers what is missing. Batches are the rows' own, whatever was kept of them."""
+    def run(
+        self,
+        engine: Engine,
+        decoders: Decoders,
+        batch: int,
+        show: Callable[[], None],
+        answer: Answering | None = None,
+    ) -> None:
+        """Answers what is missing, by ``answer_rows`` if by nothing else.
+
+        Batches are the rows' own, whatever was kept of them.
+        """
         rows = limited(self.rows, engine)
         parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
         parts = [part for part in parts if any(key(row.id) not in self.answers for row in part)]
         with self.out.open("a", encoding="utf-8") as file:
             for part, media in _read_ahead(parts, engine, decoders):
-                answers = answer_rows(engine, part, media, self.model)
+                answers = (answer or answer_rows)(engine, part, media, self.model)
                 new = {k: a for k, a in answers.items() if k not in self.answers}
                 self.answers |= new
                 file.write(as_lines(new.values()))
@@ -134,8 +156,12 @@ def _read_ahead(
     """Each part with its media on their way; the next part's are read while one is answered."""
 
     def begin(part: Rows) -> dict[Files, Future]:
-        wanted = dict.fromkeys((row.look, row.listen) for row in part if isinstance(row, Row))
-        return {w: decoders.submit(read_pair, *w, engine.size) for w in wanted if any(w)}
+        wanted = dict.fromkeys(row.files for row in part if isinstance(row, Row))
+        return {
+            (look, listen, span): decoders.submit(read_pair, look, listen, engine.size, span)
+            for look, listen, span in wanted
+            if look or listen
+        }
 
     ahead = begin(parts[0]) if parts else {}
     for i, part in enumerate(parts):
@@ -152,26 +178,36 @@ def answer_rows(
     """
     results: dict[str, Answer] = {key(row.id): {} for row in rows}
     groups: dict[tuple[Sampling, int, str], list[tuple[Row, Request]]] = {}
-    for row in rows:
-        if isinstance(row, BadRow):
-            results[key(row.id)] = {"id": row.id, "error": row.error}
-            continue
-        try:
-            given = media.get((row.look, row.listen))
-            request = row.request(None if given is None else given.result())
-        except BAD as error:
-            results[key(row.id)] = {"id": row.id, "error": _told(error, row)}
-            continue
+    asked, failed = with_media(rows, media)
+    for row, request in asked:
         alone = key(row.id) if row.sampling.temperature else ""
         groups.setdefault((row.sampling, row.seed, alone), []).append((row, request))
-    for (sampling, seed, _), asked in groups.items():
-        for (row, _), said in zip(asked, _each(engine, asked, sampling, seed), strict=True):
-            if isinstance(said, ValueError):
-                results[key(row.id)] = {"id": row.id, "error": str(said)}
+    for (sampling, seed, _), group in groups.items():
+        said = answer_each(engine, [request for _, request in group], sampling, seed)
+        for (row, _), one in zip(group, said, strict=True):
+            if isinstance(one, ValueError):
+                failed[key(row.id)] = {"id": row.id, "error": str(one)}
             else:
                 about = {"id": row.id, "question": row.question}
-                results[key(row.id)] = about | {"answer": said, "model": model}
-    return results
+                results[key(row.id)] = about | {"answer": one, "model": model}
+    return results | failed
+
+
+def with_media(
+    rows: Rows, media: dict[Files, Future]
+) -> tuple[list[tuple[Row, Request]], dict[str, Answer]]:
+    """The rows that can be asked, and what is wrong with the others, by the ``key`` of their id."""
+    asked, failed = [], {}
+    for row in rows:
+        if isinstance(row, BadRow):
+            failed[key(row.id)] = {"id": row.id, "error": row.error}
+            continue
+        try:
+            given = media.get(row.files)
+            asked.append((row, row.request(None if given is None else given.result())))
+        except BAD as error:
+            failed[key(row.id)] = {"id": row.id, "error": _told(error, row)}
+    return asked, failed
 
 
 def _told(error: Exception, row: Row) -> str:
@@ -180,13 +216,13 @@ def _told(error: Exception, row: Row) -> str:
     return told if any(file in told for file in files) else f"{files[0]}: {told}"
 
 
-def _each(
-    engine: Engine, asked: Sequence[tuple[Row, Request]], sampling: Sampling, seed: int
+def answer_each(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, seed: int = 0
 ) -> list[str | ValueError]:
     """Answers; where a row can't be asked (its prompt is too long), its error."""
     try:
-        return list(engine.answer([request for _, request in asked], sampling, seed))
+        return list(engine.answer(requests, sampling, seed))
     except ValueError as error:
-        if len(asked) == 1:
+        if len(requests) == 1:
             return [error]
-        return [said for one in asked for said in _each(engine, [one], sampling, seed)]
+        return [said for one in requests for said in answer_each(engine, [one], sampling, seed)]

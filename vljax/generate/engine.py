@@ -207,6 +207,10 @@ class Engine:
             self._soft_prompts.popitem(last=False)
         return jnp.asarray(made)
 
+    def forget(self) -> None:
+        """Media are encoded anew: what is computed depends on what is asked from now on alone."""
+        self._soft_prompts.clear()
+
     def _encode(self, media: Sequence[Media]) -> np.ndarray:
         """[B, M, D] of media of one kind, B filled up to a static size."""
         filled = [*media, *[media[-1]] * (fit(len(media), SIZES) - len(media))]

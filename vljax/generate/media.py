@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +79,21 @@ class Encoded:
         return np.concatenate([x for x in (self.sound, self.sight) if x is not None])
 
 
+Span = tuple[float, float]  # seconds of a clip, from where to where
+
+
 def read_media(
-    path: str | Path, size: VideoLlamaSize, look: bool = True, listen: bool = True
+    path: str | Path,
+    size: VideoLlamaSize,
+    look: bool = True,
+    listen: bool = True,
+    span: Span | None = None,
 ) -> Media:
     """Reads clips (mp4, mov, webm, mkv, gif, ...), images (jpg, png, ...) and plain sound files.
 
-    Raises MediaError when the file is missing or is not what it says, or when nothing is left of
-    it (a clip without a track, not looked at).
+    Of a clip with a ``span``, frames and sound are those of a clip that was cut so. Raises
+    MediaError when the file is missing or is not what it says, or when nothing is left of it (a
+    clip without a track, not looked at; a span beyond its end).
     """
     shape = (size.vit.image, size.vit.image)
     frames, message, mel = None, "", None
@@ -92,11 +101,14 @@ def read_media(
     if look and image:
         frames = video.resize_image(video.read_image(path), shape)[None]
     elif look:
-        pick = functools.partial(video.uniform_indices, n=min(FRAMES, size.max_frames))
+        first = 0 if span is None else math.ceil(span[0] * video.frame_rate(path))
+        pick = functools.partial(_pick, path=path, n=min(FRAMES, size.max_frames), span=span)
         clip = video.read_clip(path, pick, shape)
-        frames, message = clip.frames, video.frame_message(clip.indices, clip.fps)
+        frames, message = clip.frames, video.frame_message(clip.indices - first, clip.fps)
     if listen and not image:
         track = read_audio(path)
+        if track and span:
+            track = track[0][:, slice(*(round(s * track[1]) for s in span))], track[1]
         mel = None if track is None else mel_clips(*track, size.audio)
     if frames is None and mel is None:
         raise MediaError(
@@ -106,21 +118,37 @@ def read_media(
     return Media(frames, mel, message)
 
 
+def _pick(num_frames: int, path: str | Path, n: int, span: Span | None) -> np.ndarray:
+    """Evenly spaced frames, of those that are shown within the span."""
+    if span is None:
+        return video.uniform_indices(num_frames, n)
+    fps = video.frame_rate(path)
+    first, end = (min(math.ceil(s * fps), num_frames) for s in span)
+    if first >= end:
+        raise MediaError(
+            f"{path}: has no frame from {span[0]:g} to {span[1]:g} s, its {num_frames} frames last "
+            f"{num_frames / fps:.1f} s; mend start and end"
+        )
+    return first + video.uniform_indices(end - first, n)
+
+
 def has_picture(path: str | Path) -> bool:
     """Whether a file is an image or a clip, and not sound alone (a song's cover is no picture)."""
     return video.is_image(path) or video.has_frames(path)
 
 
-def read_pair(look: Path | None, listen: Path | None, size: VideoLlamaSize) -> Media | None:
+def read_pair(
+    look: Path | None, listen: Path | None, size: VideoLlamaSize, span: Span | None = None
+) -> Media | None:
     """One file's picture and another's sound, or one file's both. Raises MediaError."""
     if look is None and listen is None:
         return None
     if look is None or listen is None or look == listen:
         path = look or listen
         assert path is not None
-        return read_media(path, size, look is not None, listen is not None)
-    sound = read_media(listen, size, False, True)
-    return dataclasses.replace(read_media(look, size, True, False), mel=sound.mel)
+        return read_media(path, size, look is not None, listen is not None, span)
+    sound = read_media(listen, size, False, True, span)
+    return dataclasses.replace(read_media(look, size, True, False, span), mel=sound.mel)
 
 
 def draw(media: Media, path: str | Path, upscale: int = 4) -> None:

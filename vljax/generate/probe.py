@@ -8,21 +8,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vljax.data.audio import mel_clips
 from vljax.data.world import render
 from vljax.data.world.scenes import random_scene
 from vljax.data.world.sound import RATE, waveform
-from vljax.generate.compiled import jit, placed
-from vljax.generate.engine import LENGTHS, SIZES, Engine, Request, fit
+from vljax.generate.engine import Engine, Request
+from vljax.generate.likelihood import log_likelihoods
 from vljax.generate.media import Media
 from vljax.generate.sampling import Sampling
 from vljax.models.sizes import VideoLlamaSize
-from vljax.models.video_llama import VideoLlama
-from vljax.store import Tree
 
 REAL = "as it is"
 SPOILT = {  # what a change takes away
@@ -129,9 +125,9 @@ def probe(
     requests = [Request(question, m) for m in versions.values()]
     own = engine.answer(requests, Sampling(max_new_tokens=max_new_tokens))
     answer = answer or own[0]
-    likelihoods, count = log_likelihoods(engine, requests, answer)
-    rows = tuple(map(Row, versions, likelihoods, own))
-    return Probe(question, answer, count, rows, times)
+    found = log_likelihoods(engine, requests, [answer] * len(requests))
+    rows = tuple(map(Row, versions, [f.nats for f in found], own))
+    return Probe(question, answer, found[0].tokens, rows, times)
 
 
 def spoilt(media: Media, other: Media, size: VideoLlamaSize) -> dict[str, Media]:
@@ -194,48 +190,6 @@ def _resized(image: np.ndarray, side: tuple[int, int]) -> np.ndarray:
     from vljax.data.video import resize_image
 
     return resize_image(image, side)
-
-
-def log_likelihoods(
-    engine: Engine, requests: Sequence[Request], answer: str
-) -> tuple[list[float], int]:
-    """Nats of the answer and its end after each prompt, and how many tokens that is.
-
-    The prompts' ids must be the same: only what their placeholders stand for may differ.
-    """
-    prompt = engine.prompt_ids(requests[0])
-    whole = engine.answered_ids(requests[0], answer)
-    at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), None)
-    at = min(len(prompt), len(whole)) if at is None else at
-    filled = [*requests, *[requests[-1]] * (fit(len(requests), SIZES) - len(requests))]
-    tokens, mask = engine.pad([whole] * len(filled), fit(len(whole), LENGTHS))
-    count = len(whole) - at
-    where = np.minimum(at + np.arange(fit(count, LENGTHS)), len(whole) - 1)
-    media = engine.encode([r.media for r in filled])
-    with placed(engine.placement):
-        each = _log_probabilities(engine.model, engine.params, tokens, mask, media, where)
-    total = np.asarray(each, np.float64)[: len(requests), :count].sum(axis=1)
-    return total.tolist(), count
-
-
-@jit("model")
-def _log_probabilities(
-    model: VideoLlama,
-    params: Tree,
-    tokens: jax.Array,
-    mask: jax.Array,
-    media: jax.Array | None,
-    where: jax.Array,
-) -> jax.Array:
-    """Of the tokens at positions ``where`` [N], after all before each: float32 [B, N]."""
-
-    def run(model: VideoLlama) -> jax.Array:
-        hidden, _ = model.llama(model.splice(tokens, media), mask)
-        return model.llama.logits(jnp.take(hidden, where - 1, axis=1))
-
-    logits: Any = model.apply({"params": params}, method=run)
-    said = jnp.take(tokens, where, axis=1)[..., None]
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), said, axis=-1)[..., 0]
 
 
 def as_dict(found: Probe) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vljax.generate.engine import Request
-from vljax.generate.media import Media
+from vljax.generate.media import Media, Span
 from vljax.generate.sampling import Sampling
 from vljax.store import write_whole
 
@@ -17,6 +17,7 @@ PICTURES = ("media", "video", "image")
 FIELDS = (*PICTURES, "audio", "id", "question", "conversation", "sampling", "look", "listen")
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 Answer = dict[str, Any]  # {"id", "question", "answer", "model"} or {"id", "error"}
+Files = tuple[Path | None, Path | None, Span | None]  # to look at, to listen to, of both
 
 
 class RowError(ValueError):
@@ -30,6 +31,7 @@ class Row:
     Attributes:
       look, listen: the files whose picture and whose sound belong to it.
       history: the turns before the question, (role, text) pairs. seed: of its sampling.
+      span: the seconds of the files that belong to it, from where to where; None is all.
     """
 
     id: str | int
@@ -39,6 +41,11 @@ class Row:
     history: tuple[tuple[str, str], ...] = ()
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     seed: int = 0
+    span: Span | None = None
+
+    @property
+    def files(self) -> Files:
+        return self.look, self.listen, self.span
 
     def request(self, media: Media | None) -> Request:
         return Request(self.question, media, self.history)
