@@ -72,7 +72,6 @@ setup(
     url=REPOSITORY,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    url="https://github.com/vljax/vljax",
     keywords="Video-LLaMA video audio multimodal language-model JAX Flax TPU sharding",
     classifiers=[
         "Development Status :: 4 - Beta",
