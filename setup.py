@@ -52,6 +52,9 @@ DEV = [
     "setuptools>=77",  # what the wheel is built with
     "openai>=2",  # its client, which the server is tested with
     "selenium>=4.30",  # drives a browser on its page, where there is one
+    "nbclient>=0.10",  # runs the notebooks of colab/
+    "nbformat>=5.10",
+    "ipykernel>=7",
 ]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=1.18"]
 SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests

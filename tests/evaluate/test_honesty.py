@@ -261,6 +261,7 @@ def test_conditions_by_hand(exam):
     found = honesty_report._scale(asker, Wording(), 2.0)
     assert found["own"] and shares(found["alone"]) == (0.3333, 3)  # c's names too many
     assert shares(found["alone"]["among"]) == (0.6667, 3)
+    assert shares(found["alone"]["seen"]) == (0.5, 2)
     assert honesty_report.chance(exam) == 0.3333
 
 

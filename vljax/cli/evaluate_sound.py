@@ -243,12 +243,15 @@ def probe_lines(rows: dict[str, Any]) -> list[str]:
 def scale_lines(report: dict[str, Any]) -> list[str]:
     from vljax.evaluate.honesty import VIEWS
 
-    views = [v for v in VIEWS if v in report["conditions"]]
-    lines = [f"{'length of the audio features':30} " + " ".join(f"{VIEWS[v]:27}" for v in views)]
-    for row in report["scales"]:
-        name = f"{row['scale']:g}" + " (the model's own)" * row["own"]
-        lines.append(f"{name:30} " + " ".join(f"{interval(row[v]):27}" for v in views))
-    return [line.rstrip() for line in lines]
+    head = f"{'named':20} {'named among others':20} {'only what is seen'}"
+    lines = [f"{'length of the audio features':57} {head}"]
+    for view in (v for v in VIEWS if v in report["conditions"]):
+        for row in report["scales"]:
+            name = f"{row['scale']:g}" + " (the model's own)" * row["own"]
+            parts = row[view], row[view]["among"], row[view]["seen"]
+            cells = " ".join(f"{interval(p) if p['n'] else '-':20}" for p in parts)
+            lines.append(f"{name:29} {VIEWS[view]:27} {cells}".rstrip())
+    return lines
 
 
 def interval(row: dict[str, Any]) -> str:

@@ -75,7 +75,10 @@ def _scale(asker: Asker, wording: Wording, scale: float) -> Report:
 
 
 def _named(asker: Asker, wording: Wording, condition: str, view: str) -> Report:
-    """How often the answer is ``right``; ``among``: how often it names the sound among others."""
+    """How often the answer is ``right``.
+
+    ``among``: how often it names the sound, maybe among others; ``seen``: what is only seen.
+    """
     exam, asked = asker.exam, asks_of(asker.exam, wording, condition, view)
     said = [asker.answer(ask) for ask in asked]
     cases = [exam.cases[ask.case] for ask in asked]
@@ -83,7 +86,13 @@ def _named(asker: Asker, wording: Wording, condition: str, view: str) -> Report:
         right(a, c.heard, [*exam.labels, *c.seen_only]) for a, c in zip(said, cases, strict=True)
     ]
     among = [any(claims(a, x) for x in c.heard) for a, c in zip(said, cases, strict=True)]
-    return score(hits, chance(exam)) | {"among": score(among), "answers": _common(said)}
+    seen = [
+        any(claims(a, x) for x in c.seen_only)
+        for a, c in zip(said, cases, strict=True)
+        if c.seen_only
+    ]
+    more = {"among": score(among), "seen": score(seen), "answers": _common(said)}
+    return score(hits, chance(exam)) | more
 
 
 def conditions(asker: Asker, wording: Wording, view: str) -> Report:
@@ -164,7 +173,10 @@ def _common(said: Sequence[str]) -> dict[str, int]:
 
 
 def draw(report: Report, path: str | Path) -> None:
-    """Writes a PNG: sounds named right over the length of the audio features, with 95 % bands."""
+    """Writes a PNG: sounds named right over the length of the audio features, with 95 % bands.
+
+    Dashed: named, maybe among others.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -183,7 +195,7 @@ def draw(report: Report, path: str | Path) -> None:
     ax.minorticks_off()
     ax.set_ylim(-0.03, 1.03)
     ax.set_xlabel("length of the audio features")
-    ax.set_ylabel("sound named right")
+    ax.set_ylabel("sound named right, and no other")
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
     figure.savefig(path)
@@ -191,7 +203,9 @@ def draw(report: Report, path: str | Path) -> None:
 
 def _line(ax: Any, rows: Sequence[Report], view: str, colour: str, marker: str) -> None:
     scales, scores = [r["scale"] for r in rows], [r[view] for r in rows]
-    style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.5}
+    style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.3}
     ax.plot(scales, [s["accuracy"] for s in scores], label=VIEWS[view], **style)
+    among = [s["among"]["accuracy"] for s in scores]
+    ax.plot(scales, among, label="    maybe among others", **style | {"linestyle": "--"})
     low, high = ([s[end] for s in scores] for end in ("low", "high"))
     ax.fill_between(scales, low, high, color=colour, alpha=0.18, linewidth=0)

@@ -52,7 +52,7 @@ class Judge:
             return base
         return f"{base}/chat/completions" if base.endswith("/v1") else f"{base}/v1/chat/completions"
 
-    def ask(self, row: Answer, patience: Sequence[float] = PATIENCE) -> dict[str, Any]:
+    def ask(self, row: Answer) -> dict[str, Any]:
         """The endpoint's whole reply. Raises OSError where none is to be had."""
         words = {name: _words(row[name]) for name in ("question", "answer", "pred")}
         messages = [
@@ -60,15 +60,15 @@ class Judge:
             {"role": "user", "content": USER.format(**words)},
         ]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 100}
-        for wait in (*patience, None):
+        for wait in (*PATIENCE, None):
             try:
                 return self._post(body)
             except (OSError, ValueError) as error:
                 final = isinstance(error, urllib.error.HTTPError) and error.code in REFUSED
                 if final or wait is None:
                     raise OSError(
-                        f"{self.url}: {_reason(error)}; nothing is lost: try again "
-                        "later, with the same command"
+                        f"{self.url}: {_reason(error)}; what was judged is kept, the same command "
+                        "goes on"
                     ) from error
                 time.sleep(wait)
         raise AssertionError("every try returns or raises")
@@ -79,7 +79,10 @@ class Judge:
             headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=self.seconds) as reply:
-            return json.load(reply)
+            found = json.load(reply)
+        if not isinstance(found, dict):
+            raise ValueError(f"got a JSON {type(found).__name__}, expected a completion")
+        return found
 
 
 def _words(value: str | Sequence[str]) -> str:
@@ -88,7 +91,8 @@ def _words(value: str | Sequence[str]) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}: {error.read()[:300].decode(errors='replace')}"
+        told = " ".join(error.read()[:300].decode(errors="replace").split())
+        return f"HTTP {error.code}: {told}"
     return f"{type(error).__name__}: {error}"
 
 
@@ -176,9 +180,8 @@ def verdict(replies: Sequence[Answer], videos: Mapping[str, str]) -> dict[str, A
 
 def told(made: Mapping[str, Any]) -> str:
     """In a sentence, which names the judge and the date."""
-    whose = (
-        f"judge {made['judge']}, {' to '.join(made['dates'][:: max(1, len(made['dates']) - 1)])}"
-    )
+    first, last = made["dates"][0], made["dates"][-1]
+    whose = f"judge {made['judge']} ({first if first == last else f'{first} to {last}'})"
     lost = made["unreadable"]
     rest = ""
     if lost:

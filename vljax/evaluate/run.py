@@ -25,6 +25,7 @@ from vljax.generate.rows import Answer, Files, Row, key
 from vljax.models.sizes import VideoLlamaSize
 from vljax.store import write_whole
 
+DIGITS = 3  # of nats: further ones depend on the machine
 GIVEN = {"clip": "the clip", "blank": "blank video", "text": "text only"}
 MEASURES = {
     "exact": "exact match",
@@ -108,20 +109,20 @@ class Examiner:
         return found
 
     def _texts(self, item: Item) -> list[str]:
-        """The right answers, and the candidates after them."""
-        return [*item.answers, *(item.candidates or self.candidates)]
+        """The right answers and the candidates, each once."""
+        return list(dict.fromkeys([*item.answers, *(item.candidates or self.candidates)]))
 
     def _told(self, item: Item, said: str | ValueError, likely: Sequence[Likelihood]) -> Answer:
-        n = len(item.answers)
-        right, rest, texts = likely[:n], likely[n:], self._texts(item)[n:]
+        by_text = dict(zip(self._texts(item), likely, strict=True))
+        right = [by_text[text] for text in item.answers]
         nats = math.fsum(r.nats for r in right) / sum(r.tokens for r in right)
-        found: Answer = {"pred": said, "nats": round(nats, 4)}
-        if rest:
-            found["by_sum"] = texts[int(np.argmax([r.nats for r in rest]))]
-            found["by_mean"] = texts[int(np.argmax([r.each for r in rest]))]
+        found: Answer = {"pred": said, "nats": round(nats, DIGITS)}
+        if candidates := item.candidates or self.candidates:
+            found["by_sum"] = max(candidates, key=lambda text: by_text[text].nats)
+            found["by_mean"] = max(candidates, key=lambda text: by_text[text].each)
         if item.candidates:
-            each = zip(item.candidates, rest, strict=True)
-            found["candidates"] = {text: [round(r.nats, 4), r.tokens] for text, r in each}
+            each = {text: by_text[text] for text in item.candidates}
+            found["candidates"] = {t: [round(r.nats, DIGITS), r.tokens] for t, r in each.items()}
         return found
 
 
@@ -180,14 +181,19 @@ def report(questions: Questions, answers: Mapping[str, Answer], about: Mapping[s
     failed = [{"id": a["id"], "error": a["error"]} for a in answers.values() if "error" in a]
     kinds = sorted({item.kind for item, _ in rows} - {""})
     own = [len(item.candidates) for item, _ in rows if item.candidates]
-    chance = {"chance": round(sum(1 / n for n in own) / len(own), 4)} if own else {}
+    more: dict[str, float] = {}
+    if own:
+        more["chance"] = round(sum(1 / n for n in own) / len(own), 4)
+    if rows and (shared := about.get("candidates")):
+        among = sum(not set(item.answers).isdisjoint(shared) for item, _ in rows)
+        more["right_among_candidates"] = round(among / len(rows), 4)
     return {
         **about,
         "questions": len(questions.rows),
         "answered": len(rows),
         "failed": failed,
         "unasked": list(questions.unasked),
-        **chance,
+        **more,
         "normalisation": scores.NORMALISATION,
         "interval": f"95 %, {scores.DRAWS} bootstrap draws of clips, seed 0",
         "figures": figures(rows),
@@ -248,6 +254,11 @@ def summary(made: Report) -> str:
     ]
     if "chance" in made:
         lines += [f"Chance: {100 * made['chance']:.1f} %."]
+    if "right_among_candidates" in made:
+        share = 100 * made["right_among_candidates"]
+        lines += [
+            f"A right answer is among the {len(made['candidates'])} candidates: {share:.1f} %."
+        ]
     if made["failed"]:
         lines += ["", "Not answered, and in no figure:", ""]
         lines += [f"- {row['id']}: {row['error']}" for row in made["failed"]]
