@@ -117,7 +117,7 @@ def _same_word(shown: str, got: str) -> bool:
 
 
 def checkout(folder: Path) -> Path:
-    """A folder like a fresh checkout; what is written in it stays out of the real one."""
+    """A folder like a fresh checkout; what is written there stays out of the real one."""
     folder.mkdir()
     for path in ROOT.iterdir():
         if not path.name.startswith(".") and path.name not in OWN:

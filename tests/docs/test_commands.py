@@ -46,7 +46,7 @@ def known(parser, args, namespace=None, parse=argparse.ArgumentParser.parse_know
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if getattr(found, "config", None):
-        from vljax.cli.train import load_config
+        from vljax.cli.configs import load_config
 
         load_config(found.config, rest)
     raise Parsed

@@ -1,4 +1,4 @@
-"""The site builds without a warning and asks nobody for anything; the README's links lead on."""
+"""The site builds without a warning and fetches nothing from elsewhere; links lead somewhere."""
 
 import html.parser
 import importlib.util
