@@ -69,7 +69,7 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
             continue
         channel = re.search(r"channel_id=(\d+)", body) if fused or " send(" in body else None
         space = "send" if " send(" in body else "channel"
-        key = f"{space} {channel[1]}" if channel else f"{computation} {name}"
+        key = f"{space} {channel[1]} {_kind(body)}" if channel else f"{computation} {name}"
         if key not in found or found[key].count > times:
             found[key] = _collective(body, times, mesh, slices)
     return added(c for c in found.values() if c.axis)
