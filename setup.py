@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+REPOSITORY = "https://github.com/vljax/vljax"
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vljax/__init__.py").read_text()).group(1)
 
 BASE = [
@@ -47,20 +48,46 @@ DEV = [
     "chex>=0.1.92",
     "librosa>=0.11",
     "httpx>=0.28",  # asks the server
+    "build>=1.2",
+    "setuptools>=77",  # what the wheel is built with
     "openai>=2",  # its client, which the server is tested with
     "selenium>=4.30",  # drives a browser on its page, where there is one
+    "nbclient>=0.10",  # runs the notebooks of colab/
+    "nbformat>=5.10",
+    "ipykernel>=7",
 ]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=1.18"]
 SCHEMAS = ["kubernetes-validate>=1.33", "kubeflow-trainer-api>=2"]  # of launch/gke's manifests
+
+
+def description() -> str:
+    """The README, with links that work where its files are not."""
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\1{REPOSITORY}/raw/main/", text)
+    return re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\1{REPOSITORY}/blob/main/", text)
+
 
 setup(
     name="vljax",
     version=VERSION,
     description="Video-LLaMA in JAX/Flax: exact, sharded, and trained end to end at tiny size",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=description(),
     long_description_content_type="text/markdown",
+    url=REPOSITORY,
     license="Apache-2.0",
+    keywords="Video-LLaMA video audio multimodal language-model JAX Flax TPU sharding",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
-    packages=find_packages(include=["vljax", "vljax.*"]),
+    packages=[*find_packages(include=["vljax", "vljax.*"]), "vljax.configs"],
+    package_dir={"vljax.configs": "configs"},
     package_data={"vljax": ["py.typed", "weights/tiny/**/*", "samples/*", "serve/page/*"]},
     install_requires=BASE,
     extras_require={
@@ -70,7 +97,8 @@ setup(
         "serve": SERVE,
         "parity": PARITY,
         "bench": BENCH,
-        "dev": DATA + CONVERT + SERVE + DEV + SCHEMAS,
+        "docs": DOCS,
+        "dev": DATA + CONVERT + SERVE + DOCS + DEV + SCHEMAS,
         # Compilers for machines that are not here, and matplotlib for the report.
         "plan-tpu": ["libtpu>=0.0.42", "matplotlib>=3.10"],
         "plan-gpu": ["jax-cuda12-plugin>=0.10", "matplotlib>=3.10"],

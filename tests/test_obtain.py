@@ -1,6 +1,5 @@
 """Weights by name: folders, published files that are converted once, and what is neither."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 import vljax
 from vljax import obtain as module
 from vljax.cli.asking import names
+from vljax.convert import published as layouts
 from vljax.generate.chat import TINY_WEIGHTS
 from vljax.generate.engine import Request
 from vljax.generate.sampling import Sampling
@@ -17,9 +17,6 @@ from vljax.store import WeightsError
 
 HERE = Path(__file__).parent
 TOKENIZER = HERE / "golden" / "tokenizer.model"
-spec = importlib.util.spec_from_file_location("published", HERE / "convert" / "published.py")
-layouts = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(layouts)
 
 
 @pytest.fixture

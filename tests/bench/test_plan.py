@@ -218,6 +218,7 @@ def test_names_that_are_no_topology_are_told_with_what_was_meant(name, meant):
     [
         ("ABORTED: Internal error: /tmp/libtpu_lockfile is held", "another process holds libtpu"),
         ("libtpu.so: cannot open shared object file", r"pip install 'vljax\[plan-tpu\]'"),
+        ("JAX TPU support not installed; see there", r"pip install 'vljax\[plan-tpu\]'"),
         ("UNKNOWN: no such torus", "TPU v5e does not come in 4x4, but in .*no such torus"),
     ],
 )
@@ -275,3 +276,25 @@ def test_a_batch_of_clips_has_frames_and_tokens():
     batch = abstract_batch(problem, 2, 5, 32)
     assert batch["frames"].shape[:2] == batch["frame_mask"].shape == (2, 5)
     assert batch["tokens"].shape == batch["labels"].shape == (2, 32)
+
+
+@pytest.mark.slow
+def test_without_a_chips_compiler_the_processors_stands_in_and_says_so(
+    tmp_path, capsys, monkeypatch
+):
+    def refuse(**_):
+        raise RuntimeError("JAX TPU support not installed")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    out = tmp_path / "rows.json"
+    argv = ["--config=configs/vision_pretrain.py:size=tiny", "--topology=v5e:2x4", "--strategy=dp"]
+    argv += ["--batch-per-device=1", "--frames=1", "--seq=32", f"--cache={tmp_path / 'cache'}"]
+    assert main(["plan", *argv, f"--json={out}"]) == 0
+    (row,) = json.loads(out.read_text())
+    assert (row["topology"], row["backend"]) == ("v5e:2x4@cpu", "cpu")
+    assert row["fits"]
+    assert row["hbm_gib"]["limit"] == pytest.approx(15.75)
+    assert row["bound_s"] is None  # a TPU's time is not told by another compiler's program
+    told = capsys.readouterr()
+    assert "pip install 'vljax[plan-tpu]'; until then the CPU's stands in" in told.err
+    assert "temporaries and collectives are not" in told.out

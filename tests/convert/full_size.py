@@ -19,10 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from published import random_weights, write_published
-
 from vljax.convert.plan import named_size
+from vljax.convert.published import random_weights, write_published
 from vljax.progress import Progress
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,7 +1,6 @@
 """``vljax convert`` on all published layouts: what the direct way gives, bit for bit."""
 
 import dataclasses
-import importlib.util
 import json
 import tracemalloc
 from pathlib import Path
@@ -15,6 +14,7 @@ import vljax
 from vljax import store
 from vljax.cli.main import main
 from vljax.convert import convert as convert_module
+from vljax.convert import published
 from vljax.convert.parity import relative_error, size_from_config
 from vljax.convert.plan import Options, make_plan
 from vljax.convert.readers import open_tensors
@@ -27,9 +27,6 @@ from vljax.models.video_llama import VideoLlama
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
 TOKENIZER = GOLDEN / "tokenizer.model"
-spec = importlib.util.spec_from_file_location("published", HERE / "published.py")
-published = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(published)
 
 SIZE = size_from_config(json.loads((GOLDEN / "config.json").read_text()))
 

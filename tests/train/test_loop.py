@@ -15,7 +15,7 @@ from vljax.config import VISION
 from vljax.sharding.strategy import strategy
 from vljax.store import WeightsError, content_hash, flatten, unflatten
 from vljax.train import partition
-from vljax.train.loop import Run, fit
+from vljax.train.loop import Run, comparable, fit
 from vljax.train.metrics import TIMING, without_timing
 from vljax.train.objectives import make_objective
 from vljax.train.optimizer import OptimizerConfig
@@ -203,6 +203,13 @@ def test_a_run_goes_on_only_as_what_it_was(make_run, batches, whole):
     run = make_run(whole[0].workdir)
     with pytest.raises(WeightsError, match=r"config\.optimizer=None, got .*; give the same"):
         fit(run, batches(), {"config": {"optimizer": {"peak_lr": 1}, "sharding": "fsdp"}})
+
+
+def test_what_a_run_goes_on_as_knows_nothing_of_where_its_folder_lies():
+    config = {"workdir": "a", "start": ("a/../base", "abc"), "steps": 3, "world": {"dir": "a"}}
+    moved = {"workdir": "/b", "start": ["/b/../base", "abc"], "steps": 3, "world": {"dir": "/b"}}
+    assert comparable(config, Path("a")) == comparable(moved, Path("/b"))
+    assert comparable(config, Path("a")) != comparable(config | {"steps": 4}, Path("a"))
 
 
 def test_missing_frozen_weights_are_named(make_run, batches, frozen, tmp_path):

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from vljax.bench.topology import MissingCompiler
 from vljax.sharding.chips import Chip
 
 # What a card is to the compiler; facts of the makers' data sheets and of ``deviceQuery``.
@@ -93,7 +94,7 @@ def cuda_devices(chip: Chip, shape: str) -> tuple[Any, ...]:
             platform="cuda", target_config=target_config(chip), topology=shape
         )
     except NotImplementedError as error:
-        raise ValueError(
+        raise MissingCompiler(
             f"topology {chip.name}:{shape}: the CUDA compiler is not installed; pip install "
             "'vljax[plan-gpu]'"
         ) from error

@@ -57,18 +57,19 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
     """The collectives of the HLO ``text`` of a program on a mesh of {axis: size}, largest first.
 
     Those of one kind and axis are added up, times the trip counts of their loops. A channel that
-    stands in the text several times is one collective: asynchronous fusions write it again wherever
-    a piece of it goes on, inside inner loops too. It counts where it is run least often. What goes
+    stands in several fusions is one collective: asynchronous fusions write it again wherever
+    a piece of it goes on, inside inner loops too. It counts where it is run least often. Outside of
+    fusions each is its own, whatever its channel: the CPU's compiler gives many the same. What goes
     between slices has channels of its own, which may have the same numbers.
     ``slices``: how many the mesh spans; the text then speaks of the devices of one.
     """
     found: dict[str, Collective] = {}
-    for _, name, body, times, _ in visits(parse(text)):
+    for computation, name, body, times, fused in visits(parse(text)):
         if not _kind(body):
             continue
-        channel = re.search(r"channel_id=(\d+)", body)
+        channel = re.search(r"channel_id=(\d+)", body) if fused or " send(" in body else None
         space = "send" if " send(" in body else "channel"
-        key = f"{space} {channel[1]}" if channel else name
+        key = f"{space} {channel[1]} {_kind(body)}" if channel else f"{computation} {name}"
         if key not in found or found[key].count > times:
             found[key] = _collective(body, times, mesh, slices)
     return added(c for c in found.values() if c.axis)

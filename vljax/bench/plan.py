@@ -159,7 +159,7 @@ def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Ro
     if not reason and limit is not None and hbm["peak"] > limit:
         reason = f"needs {hbm['peak']:.2f} GiB of {limit:.2f} GiB"
     judged: Row = {"fits": not reason, "reason": reason, "hbm_gib": hbm | {"limit": limit}}
-    if chip is None or facts["reason"]:
+    if chip is None or topology.backend == "cpu" or facts["reason"]:
         return judged | {"bound_s": None, "at_best": None}
     found = [Collective(**c) for c in facts["collectives"]]
     flops, compiled = facts["flops_per_device"], facts["flops_compiled_per_device"]

@@ -98,6 +98,11 @@ def assumptions(topology: Topology) -> str:
     chip = topology.chip
     if chip is None:
         return "no rates are stated for a CPU, hence no bound"
+    if topology.backend == "cpu":
+        return (
+            f"{topology.name}: compiled by the CPU's compiler, which gathers and holds otherwise: "
+            "meshes and arguments are right, temporaries and collectives are not; hence no bound"
+        )
     join = (
         f"ICI {chip.link / 1e9:.0f} GB/s a link and direction, two links a closed torus dimension "
         f"(of {chip.wraps} or its multiples), one otherwise"

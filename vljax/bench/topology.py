@@ -28,8 +28,8 @@ _QUIET = {
 class Topology:
     """``devices`` of a ``chip``; ``backend`` is who compiles for them: tpu, cuda or cpu.
 
-    A plan by the cpu back end stands in where the chip's own compiler is not installed. ``here``:
-    the devices are this machine's own, and can run what was compiled.
+    The cpu back end may stand in for the chip's own compiler. ``here``: the devices are this
+    machine's own, and can run what was compiled.
     """
 
     name: str
@@ -45,22 +45,28 @@ class Topology:
         return len(self.devices) // (CHIPS[self.chip.name].cores if self.chip else 1)
 
 
+class MissingCompiler(ValueError):
+    """The compiler of a chip is not installed."""
+
+
 def describe(name: str) -> Topology:
     """The topology of a name: CHIP:AxB[xC], with ``*N`` for N slices joined by the network.
 
     TPU names give the torus, ``v5p:4x4x4``; GPU names slices x hosts x cards, ``h100:1x2x8``;
-    ``cpu:8`` is this machine's processor as eight devices. Raises ValueError for a name that is not
-    one, and for a torus that the chip does not come in.
+    ``cpu:8`` is this machine's processor as eight devices, ``v5e:4x4@cpu`` as so many that have
+    a v5e's memory. Raises ValueError for a name that is not one, and for a torus that the chip
+    does not come in; MissingCompiler.
     """
-    match = re.fullmatch(r"([a-z0-9_]+):(\d+(?:x\d+)*)(?:\*(\d+))?", name)
+    match = re.fullmatch(r"([a-z0-9_]+):(\d+(?:x\d+)*)(?:\*(\d+))?(@cpu)?", name)
     if not match or (match[1] not in CHIPS and match[1] != "cpu"):
         raise ValueError(
             f"topology: got {name!r}, expected CHIP:SHAPE such as {near(name)}; chips: "
             f"{', '.join([*CHIPS, 'cpu'])}; v5e:16x16*2 is two slices"
         )
     chip, shape, slices = CHIPS.get(match[1]), match[2], int(match[3] or 1)
-    if chip is None:
-        return Topology(name, None, "cpu", slices, cpu_devices(math.prod(_ints(shape)) * slices))
+    if chip is None or match[4]:
+        count = math.prod(_ints(shape)) * slices * (chip.cores if chip else 1)
+        return Topology(name, chip and chip.core, "cpu", slices, cpu_devices(count))
     if chip.is_tpu:
         return Topology(name, chip.core, "tpu", slices, _tpu_devices(name, chip, shape, slices))
     from vljax.bench.cuda import cuda_devices
@@ -128,8 +134,9 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> tuple[Any, .
                     f"topology {name}: another process holds libtpu, and "
                     "ALLOW_MULTIPLE_LIBTPU_LOAD forbids a second; set it to 1, or wait"
                 ) from error
-            if "libtpu" in str(error).lower() or isinstance(error, ImportError):
-                raise ValueError(
+            missing = ("libtpu", "tpu support not installed")
+            if isinstance(error, ImportError) or any(m in str(error).lower() for m in missing):
+                raise MissingCompiler(
                     f"topology {name}: the TPU compiler is not installed; pip install "
                     "'vljax[plan-tpu]'"
                 ) from error

@@ -221,8 +221,8 @@ def sharding(argv: Sequence[str]) -> int:
 
     from vljax.bench.forecast import foretell
     from vljax.bench.sharding_table import told
+    from vljax.cli.configs import load_config
     from vljax.cli.plan import planned
-    from vljax.cli.train import load_config
 
     config = load_config(args.config, overrides)
     if "stages" in config:

@@ -185,7 +185,7 @@ def config_sources(
     args: argparse.Namespace, overrides: Sequence[str]
 ) -> list[tuple[str, Any, Any]]:
     """(name, source, config) of every source with files; those of all stages of a chain."""
-    from vljax.cli.train import load_config
+    from vljax.cli.configs import load_config
 
     config = load_config(args.config, overrides)
     stages = dict(config.stages.items()) if "stages" in config else {"": config}

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         if getattr(args, name) < least:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag}: got {getattr(args, name)}, expected at least {least}")
-    from vljax.cli.train import load_config
+    from vljax.cli.configs import load_config
 
     config = load_config(args.config, rest)
     if "stages" in config:

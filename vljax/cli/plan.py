@@ -54,15 +54,14 @@ def main(argv: Sequence[str]) -> int:
 
     from vljax.bench import bars, plan, search
     from vljax.bench.roofline import assumptions
-    from vljax.bench.topology import describe
-    from vljax.cli.train import load_config
+    from vljax.cli.configs import load_config
 
     if args.html or args.png:
         bars.require_matplotlib()
     config = load_config(args.config, overrides)
     if "stages" in config:
         raise ValueError(f"--config={args.config}: got a chain, expected one stage of it")
-    described = [describe(name) for name in args.topology.split(",")]
+    described = [stand_in(name) for name in args.topology.split(",")]
     run = planned(config, args.quick)
     size = batch_size(args.batch_per_device)
     names = strategies(args.strategy)
@@ -78,6 +77,17 @@ def main(argv: Sequence[str]) -> int:
         rows = plan.plan(wanted, compiled, most, progress("plans"))
     tell(rows, [assumptions(t) for t in described], args)
     return 0 if any(r["fits"] for r in rows) else 1
+
+
+def stand_in(name: str) -> Any:
+    """The topology; for the processor's compiler, and told, where its own is not installed."""
+    from vljax.bench.topology import MissingCompiler, describe
+
+    try:
+        return describe(name)
+    except MissingCompiler as error:
+        print(f"{error}; until then the CPU's stands in: {name}@cpu", file=sys.stderr)
+        return describe(f"{name}@cpu")
 
 
 def planned(config: Any, quick: bool = False) -> Any:

@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
     from vljax.bench.answering import Load
     from vljax.bench.roofline import assumptions
     from vljax.bench.topology import describe
-    from vljax.cli.train import live_problem, load_config
+    from vljax.cli.configs import load_config
+    from vljax.cli.train import live_problem
     from vljax.progress import Progress
 
     stage, senses = stage_and_senses(load_config(args.config, overrides))

@@ -12,13 +12,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from vljax import store
 from vljax.cli import processes
+from vljax.cli.configs import load_config
 from vljax.models import precision
-from vljax.models.sizes import VideoLlamaSize, own_size, size_of, video_llama_size
+from vljax.models.sizes import VideoLlamaSize, size_of, video_llama_size
 from vljax.models.video_llama import abstract_parameters
 from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
@@ -71,26 +71,6 @@ def steps_range(told: str | None) -> tuple[int, int] | None:
     if not (first.isdecimal() and last.isdecimal()):
         raise ValueError(f"--profile: got {told!r}, expected FROM:TO, such as 3:6")
     return int(first), int(last)
-
-
-def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
-    """Reads FILE[:ARG] and applies ``--config.FIELD=VALUE``; raises ValueError for a bad one."""
-    path = config.partition(":")[0]
-    if not Path(path).is_file():
-        raise ValueError(f"--config: got {path}, expected a config file such as configs/tiny.py")
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    try:
-        left = values(["vljax", f"--config={config}", *overrides])[1:]
-    except (flags.Error, AttributeError, TypeError, KeyError) as error:
-        told = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")  # of a traceback
-        raise ValueError(f"--config={config}: {told}") from error
-    if left:
-        raise ValueError(f"got {left[0]!r}, expected --config.FIELD=VALUE")
-    read: Any = values[holder.name].value
-    for stage in read.stages.values() if "stages" in read else [read]:
-        stage.size = stage.size or own_size(stage.llm)
-    return read
 
 
 def train_one(config: ConfigDict, profile: tuple[int, int] | None = None) -> Path:

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -170,11 +169,14 @@ def comparable(config: dict[str, Any] | None, workdir: Path) -> dict[str, Any]:
     """What of a config must stay the same for a run to go on, wherever its folder lies."""
 
     def kept(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: kept(x) for name, x in value.items() if name not in FREE}
+        if isinstance(value, dict):
+            return {name: kept(x) for name, x in value.items() if name not in FREE}
+        if isinstance(value, list | tuple):
+            return [kept(x) for x in value]
+        inside = isinstance(value, str) and f"{value}/".startswith(f"{workdir}/")
+        return f"WORKDIR{value.removeprefix(str(workdir))}" if inside else value
 
-    return json.loads(json.dumps(kept(config or {})).replace(str(workdir), "WORKDIR"))
+    return kept(config or {})
 
 
 def place(batch: HostBatch, placement: Placement) -> dict[str, jax.Array]:

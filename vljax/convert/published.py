@@ -1,12 +1,16 @@
-"""Weights in the layouts that the original's parts were published in, of any size."""
+"""Weights in the layouts that the original's parts were published in, of any size.
+
+For trying out what reads such files where none are: random ones, or a trained model's.
+"""
 
 import dataclasses
 import json
 import math
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +46,7 @@ class Random(Mapping[str, np.ndarray]):
     """Weights that depend on name and seed alone, made when they are looked up."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    dtype: object = np.float32
+    dtype: Any = np.float32
     seed: int = 0
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -60,7 +64,7 @@ class Random(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-def random_weights(size: VideoLlamaSize, dtype: object = np.float32, seed: int = 0) -> Random:
+def random_weights(size: VideoLlamaSize, dtype: Any = np.float32, seed: int = 0) -> Random:
     """All that a model of this size reads, and some of what its files hold besides."""
     width = size.vit.width
     extra = {
@@ -119,13 +123,15 @@ def write_published(
     return paths
 
 
-def write_llama(folder: Path, names: list[str], get, kind: str, shards: int) -> None:
+def write_llama(
+    folder: Path, names: list[str], get: Callable[[str], np.ndarray], kind: str, shards: int
+) -> None:
     """The weights of a Hugging Face folder, with an index if there are several shards."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     stem, end = ("model", ".safetensors") if kind == "safetensors" else ("pytorch_model", ".bin")
-    where = {}
+    where: dict[str, str] = {}
     for i in range(shards):
         part = f"-{i + 1:05}-of-{shards:05}" if shards > 1 else ""
         held = names[i::shards]
