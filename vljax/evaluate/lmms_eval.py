@@ -63,7 +63,7 @@ def _model_class() -> type:
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             return [Pair(pair) for pair in super().loglikelihood(requests)]
 
-    VljaxModel.__module__ = __name__
+    VljaxModel.__module__, VljaxModel.__qualname__ = __name__, CLASS
     return VljaxModel
 
 
