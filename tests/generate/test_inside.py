@@ -1,5 +1,6 @@
 """Where queries look: the weights made again are those that the model's own outputs come from."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -28,13 +29,12 @@ def test_the_weights_are_those_that_the_module_used(engine, media):
     def wanted(module, method):
         return "video_qformer" in module.path and "cross_attention" in module.path
 
-    _, state = engine.model.apply(
-        {"params": engine.params},
-        media.frames[None],
-        method=run,
-        capture_intermediates=wanted,
-        mutable=["intermediates"],
-    )
+    @jax.jit
+    def captured(params, frames):
+        kept = {"capture_intermediates": wanted, "mutable": ["intermediates"]}
+        return engine.model.apply({"params": params}, frames, method=run, **kept)[1]
+
+    state = captured(engine.params, media.frames[None])
     group = state["intermediates"]["video_qformer"]["groups"]["layer_0"]["cross_attention"]
     params = engine.params["video_qformer"]["groups"]["layer_0"]["cross_attention"]["out"]
     values = group["value"]["__call__"][0][:, 0]  # [N, S, D]
