@@ -108,7 +108,7 @@ def encode(monkeypatch, tmp_path, capsys):
 
     def call(config: ConfigDict, *flags: str) -> tuple[int, str, str]:
         with monkeypatch.context() as patch:
-            patch.setattr("vljax.cli.train.load_config", lambda path, rest: config)
+            patch.setattr("vljax.cli.configs.load_config", lambda path, rest: config)
             capsys.readouterr()
             try:
                 code = cli.main(["encode", "--config=c.py", f"--out={tmp_path / 'out'}", *flags])
@@ -446,10 +446,10 @@ ENCODE = """
 import json, sys
 from ml_collections import ConfigDict
 from tests.cli.small import SIZE
-from vljax.cli import main, train
+from vljax.cli import configs, main, train
 
 train.video_llama_size = lambda size, llm: SIZE
-train.load_config = lambda path, rest: ConfigDict(json.load(open(path)))
+configs.load_config = lambda path, rest: ConfigDict(json.load(open(path)))
 sys.exit(main.main(sys.argv[1:]))
 """
 
