@@ -71,7 +71,7 @@ TOLD = {
     ],
     "03_finetune": ["after   seen: A red bell moves right.  heard: A drum."],
     "04_sharding_lab": ["legal here: tp:data=2:tensor=4", "v5e:4x4"],
-    "05_evaluate": ["not on the sound", "36 questions"],
+    "05_evaluate": ["not on the sound", "n = 36"],
 }
 PLOTS = {
     "01_quickstart": 4,
