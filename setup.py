@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vljax/__init__.py").read_t
 
 BASE = [
     "jax>=0.10",
-    "flax>=0.12",
+    "flax>=0.12.7",  # the first for jax 0.10
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "ml_collections>=1.1",
