@@ -16,7 +16,7 @@ from vljax.models.sizes import video_llama_size
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.train.objectives import make_objective
-from vljax.train.speed import step_flops
+from vljax.train.speed import executed_flops, step_flops
 from vljax.train.step import Problem
 
 PROBLEM = Problem(video_llama_size("7b"), make_objective("vision"), (r"video_",), jnp.bfloat16)
@@ -28,21 +28,24 @@ def test_held_bytes_flops_and_gathers(name):
     batch = abstract_batch(PROBLEM, 8, 4, 64)
     whole = lower_step(PROBLEM, RATES, how, topology, batch)
     rest = without_encoders(PROBLEM)
-    less = lower_step(rest, RATES, how, topology, abstract_batch(rest, 8, 4, 64))
+    encoded = abstract_batch(rest, 8, 4, 64)
+    less = lower_step(rest, RATES, how, topology, encoded)
     memory = {"arguments": 0.0, "temporaries": 1.0, "peak": 1.0}
     facts = {
         "hbm_gib": memory,
         "collectives": [],
-        "flops_per_device": 1.0,
-        "flops_compiled_per_device": 2.0,
+        "flops_per_device": executed_flops(rest, encoded).total / 8,
+        "flops_per_device_once": step_flops(rest, encoded).total / 8,
+        "flops_compiled_per_device": executed_flops(rest, encoded).total / 8 + 1,
         "parts_gib": {"frozen": less.parts["frozen"] / 2**30},
     }
     placement = Placement(how, whole.mesh)
-    facts = with_encoders(facts, PROBLEM, placement, batch)
+    facts = with_encoders(facts, PROBLEM, placement, batch, encoded)
     assert facts["parts_gib"]["frozen"] * 2**30 == pytest.approx(whole.parts["frozen"], abs=1)
     assert memory["peak"] == 1.0  # what was given is left as it was
     assert facts["hbm_gib"]["peak"] - 1 == pytest.approx(facts["hbm_gib"]["arguments"])
     assert facts["flops_compiled_per_device"] - facts["flops_per_device"] == 1.0
+    assert facts["flops_per_device"] == executed_flops(PROBLEM, batch).total / 8
     assert facts["flops_per_device_once"] == step_flops(PROBLEM, batch).total / 8
     encoder = nn.unbox(PROBLEM.held())["frame_encoder"]
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(encoder))

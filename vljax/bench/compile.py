@@ -7,6 +7,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from vljax.bench.hlo import collectives
 from vljax.bench.hlo_work import work
+from vljax.bench.settled import assigned, settled
 from vljax.bench.topology import Topology
 from vljax.models.precision import array_bytes
 from vljax.sharding.mesh import make_mesh
@@ -34,15 +36,11 @@ Facts = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is to be compiled. ``parts``: bytes a device of what its arguments are.
-
-    ``options`` of the compiler, beside those it always gets.
-    """
+    """What is to be compiled. ``parts``: bytes a device of what its arguments are."""
 
     mesh: Mesh
     parts: dict[str, int]
     stage: Any  # jax.stages.Lowered
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @functools.cached_property
     def text(self) -> str:
@@ -115,36 +113,50 @@ def compile_step(lowered: Lowered, topology: Topology) -> Facts:
 
     Raises JaxRuntimeError for an error of the compiler that is not about memory.
     """
-    return compiled_step(lowered, topology)[1]
+    return compiled_step(lowered, topology, whole=False)[1]
 
 
-def compiled_step(lowered: Lowered, topology: Topology) -> tuple[Any, Facts]:
+def compiled_step(lowered: Lowered, topology: Topology, whole: bool = True) -> tuple[Any, Facts]:
     """(the program, to be called where its devices are here; the facts of ``compile_step``)."""
     began = time.monotonic()
-    program, told = ask_compiler(lowered, topology)
-    devices = lowered.mesh.size
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(_flops, lowered)  # Python, while the compiler needs none
+        program, told = ask_compiler(lowered, topology, whole)
     return program, {
         "mesh": dict(lowered.mesh.shape),
         **told,
         "parts_gib": {name: size / GIB for name, size in lowered.parts.items()},
-        "flops_per_device": executed_flops(lowered.problem, lowered.batch).total / devices,
-        "flops_per_device_once": step_flops(lowered.problem, lowered.batch).total / devices,
+        **counting.result(),
         "compile_s": time.monotonic() - began,
         "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 
-def ask_compiler(lowered: Program, topology: Topology) -> tuple[Any, Facts]:
-    """The program, and why it does not fit, its memory, its collectives, what a device computes."""
-    with tempfile.TemporaryDirectory() as folder:
+def _flops(lowered: Lowered) -> Facts:
+    devices = lowered.mesh.size
+    return {
+        "flops_per_device": executed_flops(lowered.problem, lowered.batch).total / devices,
+        "flops_per_device_once": step_flops(lowered.problem, lowered.batch).total / devices,
+    }
+
+
+def ask_compiler(lowered: Program, topology: Topology, whole: bool = True) -> tuple[Any, Facts]:
+    """The program, and why it does not fit, its memory, its collectives, what a device computes.
+
+    Without ``whole`` there may be no program: libtpu is not waited for longer than the facts need,
+    see ``bench.settled``. Do that in a process that ends soon (``bench.plan.apart``).
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         # The text of a compiled step can't be asked for on some TPUs (XLA fails a check).
-        options: dict[str, Any] = {"xla_dump_to": folder, **lowered.options}
+        options: dict[str, Any] = {"xla_dump_to": folder}
         if topology.backend == "cuda" and not topology.here:
             options["xla_gpu_autotune_level"] = "0"  # there is no card to try kernels on
             # Triton's, untuned, finds no tiles for 257 tokens a frame.
             options["xla_gpu_enable_triton_gemm"] = False
+        compiling = functools.partial(lowered.stage.compile, compiler_options=options)
+        early = topology.backend == "tpu" and not whole
         try:
-            program = lowered.stage.compile(compiler_options=options)
+            program = settled(compiling, Path(folder)) if early else compiling()
         except jax.errors.JaxRuntimeError as error:
             needed, reason = out_of_memory(str(error))
             if not reason:
@@ -156,11 +168,12 @@ def ask_compiler(lowered: Program, topology: Topology) -> tuple[Any, Facts]:
             told = {"reason": reason, "hbm_gib": memory, "collectives": []}
             return None, told | {"flops_compiled_per_device": 0, "bytes_written_per_device": 0}
         text = _dumped(folder, program)
+        memory = _memory(program.memory_analysis()) if program else _parts(assigned(Path(folder)))
     found = collectives(text, dict(lowered.mesh.shape), topology.slices)
     done = work(text)
     return program, {
         "reason": "",
-        "hbm_gib": _memory(program.memory_analysis()),
+        "hbm_gib": memory,
         "collectives": [dataclasses.asdict(c) for c in found],
         "flops_compiled_per_device": done.flops,
         "bytes_written_per_device": done.written,
@@ -174,16 +187,23 @@ def largest(parts: Mapping[str, int], most: int = 2) -> str:
 
 
 def _memory(stats: Any) -> Facts:
-    """GiB a device. The CPU's compiler states as its peak the arguments alone: then the sum."""
-    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    peak = getattr(stats, "peak_memory_in_bytes", 0)
-    if peak <= arguments:
-        peak = arguments + temporaries + outputs
+    """GiB a device, of the compiler's own account."""
+    return _parts(
+        {
+            "arguments": stats.argument_size_in_bytes,
+            "temporaries": stats.temp_size_in_bytes,
+            "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        }
+    )
+
+
+def _parts(sizes: Mapping[str, int]) -> Facts:
+    """GiB of bytes. Buffers that a program was given stay its own, so that its peak is their sum:
+    what is alive at once may be some per cent less, which helps nobody while it runs."""
     return {
-        "arguments": arguments / GIB,
-        "temporaries": temporaries / GIB,  # activations and what is gathered
-        "peak": peak / GIB,
+        "arguments": sizes["arguments"] / GIB,
+        "temporaries": sizes["temporaries"] / GIB,  # activations and what is gathered
+        "peak": sum(sizes.values()) / GIB,
     }
 
 

@@ -122,7 +122,7 @@ def row(problem: Problem, hears: bool, candidate: Candidate, cache: Path) -> Row
 def compile_program(program: Answering, topology: Topology) -> Facts:
     """What the compiler says of one, as JSON takes it."""
     began = time.monotonic()
-    told = ask_compiler(program, topology)[1]
+    told = ask_compiler(program, topology, whole=False)[1]
     return told | {
         "parts_gib": {name: size / GIB for name, size in program.parts.items()},
         "flops_per_device": program.flops / program.mesh.size,

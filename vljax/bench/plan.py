@@ -7,21 +7,23 @@ by the rates of ``sharding.chips``.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
+from vljax.bench import compile, hlo, hlo_work, settled
 from vljax.bench.compile import Lowered, Program, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
-from vljax.bench.quick import HASTE, with_encoders, without_encoders
+from vljax.bench.quick import with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
 from vljax.bench.search import Candidate, Row, largest_batch
 from vljax.bench.topology import Topology, describe
@@ -67,10 +69,36 @@ def plan(
 
 
 def apart(make: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
-    """``make(*args, **kwargs)`` in a process of its own, so that its memory can be told."""
+    """``make(*args, **kwargs)`` in a process of its own, so that its memory can be told.
+
+    The process is not waited for after its answer: a compiler may go on there, for nothing.
+    """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(make, *args, **kwargs).result()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, make, args, kwargs), daemon=True)
+    process.start()
+    sender.close()  # so that a process that dies is the end of the pipe
+    try:
+        made, error = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(
+            f"the process that compiles ended with exit code {process.exitcode} and no answer; "
+            "-9 is mostly too little memory"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+    if error is not None:
+        raise error
+    return made
+
+
+def _answer(sender: Connection, make: Callable[..., Row], args: Any, kwargs: Any) -> None:
+    try:
+        sender.send((make(*args, **kwargs), None))
+    except Exception as error:
+        sender.send((None, error))
 
 
 def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
@@ -98,9 +126,7 @@ def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
     problem, rows = candidate.applied(run.problem), candidate.batch * len(topology.devices)
     problem = without_encoders(problem) if run.quick else problem
     batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
-    lowered = lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
-    hasty = run.quick and topology.backend == "tpu"
-    return dataclasses.replace(lowered, options=HASTE) if hasty else lowered
+    return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
 
 
 def completed(run: Planned, candidate: Candidate, lowered: Lowered, facts: Row) -> Row:
@@ -108,7 +134,7 @@ def completed(run: Planned, candidate: Candidate, lowered: Lowered, facts: Row) 
     problem, rows = candidate.applied(run.problem), candidate.batch * lowered.mesh.size
     batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
     placement = Placement(strategy(candidate.strategy), lowered.mesh)
-    return with_encoders(facts, problem, placement, batch) | {"quick": True}
+    return with_encoders(facts, problem, placement, batch, lowered.batch) | {"quick": True}
 
 
 def refused(candidate: Candidate, topology: Topology, reason: str) -> Row:
@@ -128,8 +154,7 @@ def cached(
     lowered: P, topology: Topology, cache: Path, compiled: Callable[[P, Topology], Row]
 ) -> Row:
     """What ``compiled`` says of a program, from the disk if it has been asked before."""
-    options = [f"{name}={value}" for name, value in sorted(lowered.options.items())]
-    told = "\n".join([topology.name, *versions(topology.backend), *options, lowered.text])
+    told = "\n".join([topology.name, *versions(topology.backend), readers(), lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -149,6 +174,13 @@ def versions(backend: str) -> list[str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(importlib.metadata.version(name))
     return found
+
+
+@functools.cache
+def readers() -> str:
+    """Of the code that reads what a compiler says: facts it has read otherwise are not the same."""
+    files = (Path(module.__file__ or "") for module in (compile, hlo, hlo_work, settled))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vljax.cli.asking import add_model_flags, load_model
+from vljax.cli.asking import add_model_flags
 
 if TYPE_CHECKING:
     from vljax.evaluate.sets import Asking, Questions
@@ -70,6 +70,7 @@ def examine(
     ``more``: how this set is asked, beside the shared flags.
     """
     from vljax.cli.encode import process_of
+    from vljax.cli.run import answer
     from vljax.evaluate.run import Examiner, require_same_answers, settle_about
     from vljax.generate.batch import Job
 
@@ -88,7 +89,7 @@ def examine(
     )
     require_same_answers(job.out, items, job.answers)
     if not job.done:
-        ask(job, Examiner(items, candidates, not args.no_baselines), args)
+        answer(job, args, Examiner(items, candidates, not args.no_baselines))
     if process[1] > 1:
         return told(job)
     return write_report(questions, job, about, args)
@@ -107,22 +108,6 @@ def described(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": args.max_new_tokens,
         "batch": args.batch,
     }
-
-
-def ask(job: "Job", examiner: Any, args: argparse.Namespace) -> None:
-    from vljax.data.decode_worker import Decoders
-    from vljax.progress import Progress
-
-    engine = load_model(args).engine
-    progress = Progress("questions", len(job.rows), len(job.answers))
-    with Decoders(args.workers, args.seconds) as decoders:
-        job.run(
-            engine,
-            decoders,
-            args.batch,
-            lambda: progress.show(len(job.answers), f"{len(job.failed)} failed"),
-            examiner,
-        )
 
 
 def told(job: "Job") -> int:

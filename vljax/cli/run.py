@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vljax.cli.asking import add_model_flags, add_sampling_flags, load_model, names, sampling_of
 
 if TYPE_CHECKING:
-    from vljax.generate.batch import Job, Rows
+    from vljax.generate.batch import Answering, Job, Rows
     from vljax.generate.rows import Requests
 
 TOLD = 10  # failed rows of which the summary gives the reason
@@ -77,7 +77,8 @@ def tell_unread(path: Path, requests: "Requests") -> None:
         print(f"{path}: fields that mean nothing here: {names}", file=sys.stderr)
 
 
-def answer(job: "Job", args: argparse.Namespace) -> None:
+def answer(job: "Job", args: argparse.Namespace, answering: "Answering | None" = None) -> None:
+    """Answers what is missing of a job; ``answering``: by what, see ``Job.run``."""
     from vljax.data.decode_worker import Decoders
     from vljax.progress import Progress
 
@@ -89,6 +90,7 @@ def answer(job: "Job", args: argparse.Namespace) -> None:
             decoders,
             args.batch,
             lambda: progress.show(len(job.answers), f"{len(job.failed)} failed"),
+            answering,
         )
 
 

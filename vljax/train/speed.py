@@ -39,6 +39,12 @@ def executed_flops(problem: Problem, batch: Mapping[str, Any]) -> flops.Flops:
     return flops.count(jax.value_and_grad(loss), moving, fixed, batch)
 
 
+def forward_flops(problem: Problem, batch: Mapping[str, Any]) -> flops.Flops:
+    """Of the loss alone."""
+    params = nn.unbox(problem.abstract())
+    return flops.count(lambda p, b: problem.loss(p, b, jax.random.key(0))[0], params, batch)
+
+
 class Work(NamedTuple):
     """What one step does, on all devices: clips (or images, texts), positions of the LLM, FLOPs."""
 
