@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from vljax.bench.compile import abstract_batch, lower_step
-from vljax.bench.quick import encoder_arrays, with_encoders, without_encoders
+from vljax.bench.quick import encoder_arrays, encoders, with_encoders, without_encoders
 from vljax.bench.topology import describe
 from vljax.bench.train import RATES
 from vljax.models.sizes import video_llama_size
@@ -40,7 +40,7 @@ def test_held_bytes_flops_and_gathers(name):
         "parts_gib": {"frozen": less.parts["frozen"] / 2**30},
     }
     placement = Placement(how, whole.mesh)
-    facts = with_encoders(facts, PROBLEM, placement, batch, encoded)
+    facts = with_encoders(facts, encoders(PROBLEM, placement, batch))
     assert facts["parts_gib"]["frozen"] * 2**30 == pytest.approx(whole.parts["frozen"], abs=1)
     assert memory["peak"] == 1.0  # what was given is left as it was
     assert facts["hbm_gib"]["peak"] - 1 == pytest.approx(facts["hbm_gib"]["arguments"])

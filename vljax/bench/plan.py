@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ import jax
 from vljax.bench import compile, hlo, hlo_work, settled
 from vljax.bench.compile import Lowered, Program, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
-from vljax.bench.quick import with_encoders, without_encoders
+from vljax.bench.quick import encoders, with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
 from vljax.bench.search import Candidate, Row, largest_batch
 from vljax.bench.topology import Topology, describe
@@ -112,12 +113,10 @@ def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
     except ValueError as error:
         return refused(candidate, topology, str(error))
     try:
-        facts = cached(lowered, topology, cache, compile_step)
+        facts = known(run, candidate, topology, lowered, cache)
     except jax.errors.JaxRuntimeError as error:
         told = f"its compiler failed: {str(error).splitlines()[0]}"
         return refused(candidate, topology, told)
-    if run.quick:
-        facts = completed(run, candidate, lowered, facts)
     return identity(candidate, topology) | facts | judged(run, topology, lowered, facts)
 
 
@@ -129,12 +128,19 @@ def lower(run: Planned, candidate: Candidate, topology: Topology) -> Lowered:
     return lower_step(problem, run.optimizer, strategy(candidate.strategy), topology, batch)
 
 
-def completed(run: Planned, candidate: Candidate, lowered: Lowered, facts: Row) -> Row:
-    """The facts of a step without its encoders, with them."""
+def known(
+    run: Planned, candidate: Candidate, topology: Topology, lowered: Lowered, cache: Path
+) -> Row:
+    """The facts of a step; if it was lowered without its encoders, with them."""
+    if not run.quick:
+        return cached(lowered, topology, cache, compile_step)
     problem, rows = candidate.applied(run.problem), candidate.batch * lowered.mesh.size
     batch = abstract_batch(problem, rows, candidate.frames, candidate.length)
     placement = Placement(strategy(candidate.strategy), lowered.mesh)
-    return with_encoders(facts, problem, placement, batch, lowered.batch) | {"quick": True}
+    with ThreadPoolExecutor(1) as pool:
+        more = pool.submit(encoders, problem, placement, batch)  # while the compiler works
+        facts = cached(lowered, topology, cache, compile_step)
+    return with_encoders(facts, more.result()) | {"quick": True}
 
 
 def refused(candidate: Candidate, topology: Topology, reason: str) -> Row:

@@ -8,7 +8,7 @@ language model's, which are more, come; so the peak grows by what is held.
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,45 +28,49 @@ def without_encoders(problem: Problem) -> Problem:
     return dataclasses.replace(problem, objective=problem.objective.from_features())
 
 
-def with_encoders(
-    facts: Facts,
-    problem: Problem,
-    placement: Placement,
-    batch: Mapping[str, Any],
-    encoded: Mapping[str, Any],
-) -> Facts:
-    """The facts of ``without_encoders(problem)``, with its encoders.
+class Encoders(NamedTuple):
+    """What a device has of them: bytes held, what it gathers, FLOPs forward."""
 
-    ``batch`` has their frames, ``encoded`` what they make of them.
-    """
+    held: int
+    gathered: list[Collective]
+    flops: float
+
+
+def encoders(problem: Problem, placement: Placement, batch: Mapping[str, Any]) -> Encoders:
+    """Of a problem and a global batch with frames."""
     arrays = encoder_arrays(problem, placement)
-    held, devices = held_bytes(arrays) / GIB, placement.mesh.size
-    memory, parts = dict(facts["hbm_gib"]), dict(facts["parts_gib"])
+    forward = forward_flops(problem, batch)
+    names = {name.split("/")[0] for name in arrays}
+    flops = sum(forward.within(f"/{name}") for name in names) / placement.mesh.size
+    return Encoders(held_bytes(arrays), list(gathers(arrays.values())), flops)
+
+
+def with_encoders(facts: Facts, more: Encoders) -> Facts:
+    """The facts of ``without_encoders(problem)``, with its encoders."""
+    memory, parts, held = dict(facts["hbm_gib"]), dict(facts["parts_gib"]), more.held / GIB
     for name in ("arguments", "peak"):
         memory[name] = memory[name] if memory[name] is None else memory[name] + held
     parts["frozen"] += held
-    found = [Collective(**c) for c in facts["collectives"]]
-    rest = forward_flops(without_encoders(problem), encoded).total
-    flops = (forward_flops(problem, batch).total - rest) / devices
+    found = added([*(Collective(**c) for c in facts["collectives"]), *more.gathered])
     counted = ("flops_compiled_per_device", "flops_per_device", "flops_per_device_once")
     return facts | {
         "hbm_gib": memory,
         "parts_gib": parts,
-        "collectives": [dataclasses.asdict(c) for c in added([*found, *gathers(arrays)])],
-        **{name: facts[name] + flops for name in counted},
+        "collectives": [dataclasses.asdict(c) for c in found],
+        **{name: facts[name] + more.flops for name in counted},
     }
 
 
-def encoder_arrays(problem: Problem, placement: Placement) -> list[jax.ShapeDtypeStruct]:
-    """What the encoders hold, as it is placed."""
+def encoder_arrays(problem: Problem, placement: Placement) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the encoders hold, as it is placed, by its slash name."""
     boxed = problem.held()
     rest = flatten(nn.unbox(without_encoders(problem).held()))
     where = flatten(placement.parameters(boxed))
-    return [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name])
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name])
         for name, x in flatten(nn.unbox(boxed)).items()
         if name not in rest
-    ]
+    }
 
 
 def gathers(arrays: Iterable[jax.ShapeDtypeStruct]) -> Iterable[Collective]:
