@@ -7,7 +7,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from vljax.bench.compile import abstract_batch, compile_step, compiled_step, lower_step
+from vljax.bench.compile import abstract_batch, compiled_step, lower_step
 from vljax.bench.plan import apart
 from vljax.bench.settled import assigned, settled
 from vljax.bench.topology import describe
@@ -68,9 +68,7 @@ def test_a_process_is_not_waited_for_after_its_answer():
 
 
 def _answers_and_goes_on():
-    threading.Thread(
-        target=time.sleep, args=(600,)
-    ).start()  # would keep an interpreter from ending
+    threading.Thread(target=time.sleep, args=(600,)).start()  # an interpreter would wait for it
     return {"answer": 42}
 
 
@@ -94,7 +92,7 @@ def test_facts_are_those_of_the_whole_compile(chips, name):
         describe(chips)
     except ValueError as error:
         pytest.skip(str(error))
-    early, whole = (apart(_facts, chips, name, way) for way in ("early", "whole"))
+    early, whole = (apart(_facts, chips, name, whole) for whole in (False, True))
     for facts in (early, whole):
         del facts["compile_s"], facts["peak_rss_gib"]
     memory, told = early.pop("hbm_gib"), whole.pop("hbm_gib")
@@ -105,9 +103,7 @@ def test_facts_are_those_of_the_whole_compile(chips, name):
     assert memory["peak"] == pytest.approx(told["peak"], rel=0.01)
 
 
-def _facts(chips, name, way):
+def _facts(chips, name, whole):
     topology, how = describe(chips), strategy(name)
     batch = abstract_batch(PROBLEM, 8, 4, 64)
-    lowered = lower_step(PROBLEM, RATES, how, topology, batch)
-    whole = way == "whole"
-    return dict(compiled_step(lowered, topology)[1] if whole else compile_step(lowered, topology))
+    return compiled_step(lower_step(PROBLEM, RATES, how, topology, batch), topology, whole)[1]
