@@ -1,19 +1,24 @@
 """A compiled training step with its arguments, of random weights, on the devices at hand."""
 
+import functools
 import glob
 import re
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vljax.bench.compile import Lowered
 from vljax.bench.hlo import KINDS
 from vljax.data.text import IGNORE
 from vljax.models.sizes import VideoLlamaSize
+
+CALLS, ROUNDS = 100, 9  # collectives in a row, and how often
 
 
 class Turn(NamedTuple):
@@ -43,20 +48,44 @@ class Contender:
 
     def step(self) -> Turn:
         """Raises FloatingPointError for a loss that is no number."""
-        weights, wall, cpu = self._weights, time.perf_counter(), time.process_time()
-        weights.state, metrics = self._program(weights.state, weights.frozen, self._batch)
-        jax.block_until_ready((weights.state, metrics))
-        turn = Turn(time.perf_counter() - wall, time.process_time() - cpu)
+        weights = self._weights
+        made, turn = _timed(self._program, weights.state, weights.frozen, self._batch)
+        weights.state, metrics = made
         if not np.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss is {metrics['loss']}: nothing to be compared")
         return turn
 
     def traced(self) -> float | None:
         """Seconds a device spent in collectives during a step, waiting included; None untold."""
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level, options.enable_hlo_proto = 0, False  # else it takes seconds
         with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
+            with jax.profiler.trace(folder, profiler_options=options):
                 self.step()
             return collective_seconds(folder, jax.device_count())
+
+
+def call(devices: Sequence[jax.Device]) -> Turn:
+    """What a collective of all devices takes that has next to nothing to send: the least of some.
+
+    Of many in a row, so that to begin and to end them does not count.
+    """
+    together, split = Mesh(devices, ("all",)), PartitionSpec("all")
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=together, in_specs=split, out_specs=split)
+    def repeated(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, CALLS, lambda _, x: jax.lax.all_to_all(x, "all", 0, 0), x)
+
+    x = jax.device_put(jnp.zeros(len(devices) ** 2), NamedSharding(together, split))
+    turns = [_timed(repeated, x)[1] for _ in range(1 + ROUNDS)][1:]
+    return Turn(*(min(spent) / CALLS for spent in zip(*turns, strict=True)))
+
+
+def _timed(program: Any, *arguments: Any) -> tuple[Any, Turn]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = jax.block_until_ready(program(*arguments))
+    return made, Turn(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def _drawn(abstract: Any) -> Any:

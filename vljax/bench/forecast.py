@@ -2,7 +2,8 @@
 
 Where the maker of the devices states rates they bound it. Elsewhere, as on virtual devices that
 share a processor's cores, two measured steps give the rates for all others: there a step takes as
-long as what all devices compute together, replicated work included.
+long as what all devices compute together, replicated work included, and as its collectives would
+if there were nothing to send.
 """
 
 import math
@@ -21,12 +22,14 @@ class Rates(NamedTuple):
 
     Bytes are what kernels write and collectives send: both go through the same memory. Work is time
     of the processor where the devices are its own: what else runs there lengthens a step, but not
-    its work. ``rows``: the places of the two that gave the rates.
+    its work. ``call``: seconds of a collective whatever its size, measured apart from all rows.
+    ``rows``: the places of the two that gave the rates.
     """
 
     flop: float
     byte: float
     stretch: float
+    call: float
     rows: tuple[int, int]
 
 
@@ -50,11 +53,24 @@ def fit(rows: Sequence[Row], ran: Sequence[int]) -> Rates:
 
     ran = sorted(ran, key=lambda i: amounts(rows[i])[1] / amounts(rows[i])[0])
     pair = ran[0], ran[-1]
-    work, times = (np.array([rows[i]["measured"][n] for i in pair]) for n in ("work_s", "median_s"))
+    work = np.array([_without_calls(rows[i], "work_s", "call_work_s") for i in pair])
+    times = np.array([_without_calls(rows[i], "median_s", "call_s") for i in pair])
     # Divided by the work, so that both count alike.
     found, _ = nnls(np.array([amounts(rows[i]) for i in pair]) / work[:, None], np.ones(2))
     # What else runs may have lengthened one of the two.
-    return Rates(float(found[0]), float(found[1]), float((times / work).min()), pair)
+    stretch, call = float((times / work).min()), rows[pair[0]]["measured"]["call_s"]
+    return Rates(float(found[0]), float(found[1]), stretch, call, pair)
+
+
+def _without_calls(row: Row, of: str, call: str) -> float:
+    """A positive time: collectives that follow one another faster than alone can't be all of it."""
+    spent = row["measured"][of]
+    return max(spent - calls(row) * row["measured"][call], spent / 10)
+
+
+def calls(row: Row) -> int:
+    """How many collectives a step has."""
+    return sum(c["count"] for c in row["collectives"])
 
 
 def amounts(row: Row) -> tuple[float, float]:
@@ -66,7 +82,8 @@ def amounts(row: Row) -> tuple[float, float]:
 
 def seconds(rates: Rates, row: Row) -> float:
     flops, moved = amounts(row)
-    return (rates.flop * flops + rates.byte * moved) * rates.stretch
+    work = rates.flop * flops + rates.byte * moved
+    return work * rates.stretch + rates.call * calls(row)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -118,9 +135,9 @@ def named(row: Row) -> str:
 
 
 def _outlier(row: Row) -> str:
-    span, calls = row["measured"], sum(c["count"] for c in row["collectives"])
+    span = row["measured"]
     return (
-        f"{named(row)} ({_off(row) - 1:+.0%}; {calls} collectives; its steps took from "
+        f"{named(row)} ({_off(row) - 1:+.0%}; {calls(row)} collectives; its steps took from "
         f"{1e3 * span['least_s']:.0f} to {1e3 * span['most_s']:.0f} ms)"
     )
 
@@ -133,5 +150,6 @@ def basis(rows: Sequence[Row], rates: Rates | None) -> str:
     return (
         f"Predictions by rates from two rows, {first} and {last}: {1e12 * rates.flop:.3g} ps a "
         f"FLOP and {1e9 * rates.byte:.3g} ns a byte that a kernel writes or a collective sends, "
-        f"on all devices together, times {rates.stretch:.2f}."
+        f"on all devices together, times {rates.stretch:.2f}; and {1e3 * rates.call:.2f} ms a "
+        "collective, as one of a few bytes takes."
     )

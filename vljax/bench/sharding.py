@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from vljax.bench.compile import compiled_step
-from vljax.bench.contender import Contender, Turn, Weights
+from vljax.bench.contender import Contender, Turn, Weights, call
 from vljax.bench.plan import GIB, Planned, identity, judged, lower, refused
 from vljax.bench.search import Candidate, Row
 from vljax.bench.topology import Topology, at_hand, describe
@@ -132,8 +132,11 @@ def measure(
                 if contender and row["fits"]:
                     turns.append(contender.step())
     show("rounds of steps", steps + 1, steps + 1)
+    collective = call(topology.devices) if topology.backend == "cpu" else Turn(0, 0)
     return [
-        row | {"measured": _summary(contender, turns[1:], topology)} if len(turns) > steps else row
+        row | {"measured": _summary(contender, turns[1:], collective, topology)}
+        if len(turns) > steps
+        else row
         for row, contender, turns in ready
     ]
 
@@ -211,7 +214,9 @@ def _room(row: Row) -> Iterator[None]:
         row |= {"fits": False, "reason": f"compiled, but memory did not last: {told}"}
 
 
-def _summary(contender: Contender | None, turns: Sequence[Turn], topology: Topology) -> Row:
+def _summary(
+    contender: Contender | None, turns: Sequence[Turn], collective: Turn, topology: Topology
+) -> Row:
     assert contender is not None
     times, on_cpu = [t.seconds for t in turns], topology.backend == "cpu"
     cpu = statistics.median(t.cpu for t in turns)
@@ -225,6 +230,8 @@ def _summary(contender: Contender | None, turns: Sequence[Turn], topology: Topol
         "most_s": max(times),
         "cpu_s": cpu,
         "work_s": cpu if on_cpu else median,
+        "call_s": collective.seconds,
+        "call_work_s": collective.cpu,
         "memory_gib": peak / GIB if peak else None,
         "collectives_s": contender.traced(),
     }
