@@ -4,6 +4,8 @@ import hashlib
 import http.server
 import json
 import threading
+import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -88,6 +90,8 @@ def server(monkeypatch, tmp_path):
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    at_once = mock.Mock(wraps=time, sleep=lambda _: None)  # between one attempt and the next
+    monkeypatch.setattr("huggingface_hub.utils._http.time", at_once)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CUT // 3)  # else larger than the files

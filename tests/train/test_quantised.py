@@ -104,6 +104,7 @@ def test_the_frozen_tree_takes_what_was_planned(trained, problem, name):
     assert told(quantised, placement, make_optimizer(RATES, 5)).startswith("weights: ")
 
 
+@pytest.mark.slow_but_for("fsdp_tp")
 @pytest.mark.parametrize("name", ["tp", "fsdp_tp", "fsdp_sp"])
 def test_strategies_give_the_same_losses(trained, problem, folder, media_batch, name):
     """With both formats: the language model's is int4, the ViT's int8."""
