@@ -86,7 +86,8 @@ def random_model(name: str, dtype: str) -> Ours:
         return 0.03 * jax.random.uniform(key, x.shape, dtype, -1, 1)
 
     held = loading.held(size, dtype, (), None, lambda name: name.startswith("llama/"))
-    return Ours(size, unflatten({name: draw(name, x) for name, x in held.items()}), dtype)
+    drawn = loading.joined({name: draw(name, x) for name, x in held.items()})
+    return Ours(size, unflatten(drawn), dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from vljax.bench.generate import Turn
 from vljax.bench.hugging_face import frozen, language_model
 from vljax.models.sizes import LlamaSize
+from vljax.nn.layers import JOINED
 from vljax.store import Tree
 
 NAMES = {
@@ -82,6 +84,16 @@ def state_of(llama: Tree) -> dict[str, Any]:
     for i, layer in llama["layers"].items():
         parts = {n: layer[n]["scale"] for n in ("attention_norm", "mlp_norm")}
         state |= {f"model.layers.{i}.{NAMES[n]}.weight": tensor(x) for n, x in parts.items()}
-        kernels = layer["attention"] | layer["mlp"]
-        state |= {f"model.layers.{i}.{NAMES[n]}.weight": columns(x) for n, x in kernels.items()}
+        kernels = {n: columns(x) for n, x in (layer["attention"] | layer["mlp"]).items()}
+        for whole in JOINED.keys() & kernels.keys():
+            kernels |= parted(kernels.pop(whole), JOINED[whole], kernels["out"].shape[1])
+        state |= {f"model.layers.{i}.{NAMES[n]}.weight": x for n, x in kernels.items()}
     return state
+
+
+def parted(rows: Any, names: Sequence[str], width: int) -> dict[str, Any]:
+    """What was joined: equal parts, or queries of so many rows and equal keys and values."""
+    if len(names) == 2:
+        return dict(zip(names, rows.split(len(rows) // 2), strict=True))
+    rest = (len(rows) - width) // 2
+    return dict(zip(names, rows.split([width, rest, rest]), strict=True))

@@ -13,6 +13,7 @@ from vljax.models import precision
 from vljax.models.precision import Formats
 from vljax.models.sizes import VideoLlamaSize
 from vljax.models.video_llama import abstract_parameters
+from vljax.nn.layers import JOINED
 from vljax.sharding.placement import Placement
 from vljax.store import Stored, flatten, unflatten
 
@@ -111,6 +112,20 @@ def read(
             else:
                 for part, x in precision.read(name, one, formats, None, importance).items():
                     found[part] = jax.block_until_ready(jax.device_put(x, wanted[part].sharding))
+    return joined(found)
+
+
+def joined(found: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """``found``, in which columns that meet the same input are one array, see ``nn.layers.JOINED``.
+
+    It is changed in place, so that only one layer's are held twice.
+    """
+    for whole, parts in JOINED.items():
+        first = f"/{_turned(parts[0] + '/kernel')}"
+        for name in [n for n in found if n.startswith(LAYERS) and n.endswith(first)]:
+            stem = name.removesuffix(first)
+            columns = [found.pop(f"{stem}/{_turned(part + '/kernel')}") for part in parts]
+            found[f"{stem}/{_turned(whole + '/kernel')}"] = jnp.concatenate(columns)
     return found
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from vljax.nn.layers import LEAD, Axes, Dense, constrain, normal
+from vljax.nn.layers import LEAD, QKV, Axes, Dense, constrain, normal
 
 NEGATIVE = -1e30  # finite, so that a fully masked row is an average and never NaN
 
@@ -200,9 +200,13 @@ class Attention(nn.Module):
             y = dense(y).reshape(*y.shape[:2], heads, head_dim)
             return constrain(y, (*self.lead, "act_heads", None))
 
-        q = project(x, "query", self.heads, "heads")
-        k = project(source, "key", kv_heads, "kv_heads")
-        v = project(source, "value", kv_heads, "kv_heads")
+        if self.has_variable("params", QKV):
+            y = project(x, QKV, self.heads + 2 * kv_heads, "heads")
+            q, k, v = jnp.split(y, (self.heads, self.heads + kv_heads), axis=2)
+        else:
+            q = project(x, "query", self.heads, "heads")
+            k = project(source, "key", kv_heads, "kv_heads")
+            v = project(source, "value", kv_heads, "kv_heads")
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))

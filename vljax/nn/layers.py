@@ -80,6 +80,11 @@ def by_columns(x: jax.Array, turned: jax.Array) -> jax.Array:
     return y.astype(x.dtype).reshape(*x.shape[:-1], len(turned))
 
 
+# Kernels that meet the same input may be given as one of all their columns: a product of few rows
+# is reading, and a large kernel is read faster than small ones one by one.
+QKV, GATE_UP = "query_key_value", "gate_up"
+JOINED = {QKV: ("query", "key", "value"), GATE_UP: ("gate", "up")}
+
 # Names of an activation's first two axes, [B, L]: whose rows these are, and whether L is split.
 LEAD: Axes = ("batch", None)
 
@@ -177,8 +182,11 @@ class GatedMLP(nn.Module):
         def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
             return Dense(features, axes, use_bias=False, dtype=self.dtype, name=name)
 
-        gate = jax.nn.silu(dense(self.hidden, ("embed", "mlp"), "gate")(x))
-        h = gate * dense(self.hidden, ("embed", "mlp"), "up")(x)
+        if self.has_variable("params", GATE_UP):
+            gate, up = jnp.split(dense(2 * self.hidden, ("embed", "mlp"), GATE_UP)(x), 2, axis=-1)
+        else:
+            gate, up = (dense(self.hidden, ("embed", "mlp"), n)(x) for n in JOINED[GATE_UP])
+        h = jax.nn.silu(gate) * up
         h = constrain(h, (*self.lead, "act_mlp"))
         return dense(x.shape[-1], ("mlp", "embed"), "down")(h)
 
