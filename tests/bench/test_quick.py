@@ -22,7 +22,7 @@ from vljax.train.step import Problem
 PROBLEM = Problem(video_llama_size("7b"), make_objective("vision"), (r"video_",), jnp.bfloat16)
 
 
-@pytest.mark.slow_but_for("fsdp_tp")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dp", "fsdp", "fsdp_tp"])
 def test_held_bytes_flops_and_gathers(name):
     topology, how = describe("cpu:8"), strategy(name)

@@ -104,6 +104,7 @@ def fast_compiles():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 def test_a_measurement_of_ours(fast_compiles):
     measured = bench.ours(dataclasses.replace(TINY, layers=1, unroll=True), 2)
     assert len(measured.seconds) == 2

@@ -172,6 +172,7 @@ def test_golden_weights_give_the_golden_logits(folder, run, tmp_path):
     assert relative_error(got, llm[f"{case}/logits"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_converted_folder_answers(run, files):
     _, out, _ = run()
     sample = HERE.parent.parent / "vljax/samples/sample.mp4"

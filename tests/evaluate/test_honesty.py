@@ -418,6 +418,7 @@ def own(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_own_clips_are_evaluated_and_unreadable_ones_named(own, tmp_path, capsys):
     argv = ["--clips", str(own / "clips.csv"), "--scales", "1", "--json", "--batch", "4"]
     argv += ["--out", str(tmp_path)]

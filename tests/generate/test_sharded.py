@@ -21,7 +21,7 @@ def plain():
     return media, requests, engine.answer(requests, SHORT)
 
 
-@pytest.mark.slow_but_for("fsdp_tp", "fsdp_sp")
+@pytest.mark.slow_but_for("fsdp_tp")
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_answers_the_same(name, plain):
     _, requests, answers = plain

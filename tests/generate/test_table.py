@@ -56,6 +56,7 @@ def answers(engine, arrivals, most=16, sampling=None):
     return {n: engine.text(np.array(ids)) for n, ids in said.items()}, shapes
 
 
+@pytest.mark.slow
 def test_whoever_joins_when_is_answered_as_alone(engine):
     arrivals = {0: ["clip"], 3: ["long", "words"], 6: ["image", "late"], 60: ["last"]}
     found, shapes = answers(engine, arrivals)

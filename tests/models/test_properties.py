@@ -289,6 +289,7 @@ def test_frames_in_chunks_are_as_frames_at_once(params, rng):
         assert got.shape == want.shape and same(got, want)
 
 
+@pytest.mark.slow
 def test_the_memory_of_chunks_does_not_grow_with_the_frames():
     """But for the pixels themselves and the tokens that come of them."""
     shallow = dataclasses.replace(SIZE.vit, depth=1), dataclasses.replace(SIZE.qformer, depth=1)

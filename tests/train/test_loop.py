@@ -87,6 +87,7 @@ def whole(make_run, batches, tmp_path_factory):
     return run, fit(dataclasses.replace(run, profile=(2, 4)), batches(), {"hello": "world"})
 
 
+@pytest.mark.slow
 def test_records_that_could_not_be_read_are_counted(make_run, media_batch, tmp_path):
     def batches(start: int):
         for step in range(start, STEPS):

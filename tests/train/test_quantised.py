@@ -65,6 +65,7 @@ def trained(problem, folder, media_batch):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "near"), [("int8", 0.002), ("int4", 0.02)])
 def test_losses_are_near_those_of_float_weights(trained, name, near):
     plain, quantised = (
@@ -77,6 +78,7 @@ def test_losses_are_near_those_of_float_weights(trained, name, near):
     np.testing.assert_allclose(quantised[:, 1], plain[:, 1], rtol=10 * near)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_only_what_is_trainable_moves(trained, problem, name):
     before, frozen, state, _ = trained[name]
@@ -89,6 +91,7 @@ def test_only_what_is_trainable_moves(trained, problem, name):
     assert any(np.abs(np.asarray(m)).max() > 0 for m in moved.values() if m.ndim > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_the_frozen_tree_takes_what_was_planned(trained, problem, name):
     quantised = dataclasses.replace(problem, formats=formats(*QUANTISED[name]))
@@ -104,7 +107,7 @@ def test_the_frozen_tree_takes_what_was_planned(trained, problem, name):
     assert told(quantised, placement, make_optimizer(RATES, 5)).startswith("weights: ")
 
 
-@pytest.mark.slow_but_for("fsdp_tp")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tp", "fsdp_tp", "fsdp_sp"])
 def test_strategies_give_the_same_losses(trained, problem, folder, media_batch, name):
     """With both formats: the language model's is int4, the ViT's int8."""

@@ -116,6 +116,7 @@ def test_metrics_and_the_count_of_steps(trained):
     assert all(np.isfinite(list(row.values())).all() for row in metrics)
 
 
+@pytest.mark.slow
 def test_layers_one_by_one_give_the_same_losses(problem, initial, media_batch, trained):
     """And what is frozen comes back from its single layers as it was stacked."""
     one_by_one = dataclasses.replace(problem("vision"), unroll=True)
@@ -136,6 +137,7 @@ def without_dropout(small):
     return make
 
 
+@pytest.mark.slow
 def test_accumulation_changes_no_gradient(without_dropout, initial, media_batch):
     """Though its parts, on four devices, teach unequal numbers of tokens."""
     batch = media_batch(0)

@@ -95,7 +95,7 @@ def reference(params) -> list[float]:
     return losses
 
 
-@pytest.mark.slow_but_for("fsdp_tp:slices=2", "fsdp_sp")
+@pytest.mark.slow_but_for("fsdp_tp:slices=2")
 @pytest.mark.parametrize("name", PROMISES)
 def test_one_curve_one_program_and_the_bytes_promised(name, params, reference, caplog):
     placement = Placement(strategy(name), make_mesh(strategy(name)))
@@ -145,7 +145,7 @@ def test_all_strategies_are_tested():
     assert {strategy(name).base for name in PROMISES} == set(STRATEGIES)
 
 
-@pytest.mark.slow_but_for("fsdp_tp", "fsdp_sp")
+@pytest.mark.slow_but_for("fsdp_tp")
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_step_of_7b_lowers_without_an_array(name):
     """And on eight devices a device holds of the weights and moments what was promised."""
