@@ -65,7 +65,7 @@ class Contender:
             return collective_seconds(folder, jax.device_count())
 
 
-def call(devices: Sequence[jax.Device]) -> Turn:
+def empty_collective(devices: Sequence[jax.Device]) -> Turn:
     """What a collective of all devices takes that has next to nothing to send: the least of some.
 
     Of many in a row, so that to begin and to end them does not count.

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from vljax.bench.compile import compiled_step
-from vljax.bench.contender import Contender, Turn, Weights, call
+from vljax.bench.contender import Contender, Turn, Weights, empty_collective
 from vljax.bench.plan import GIB, Planned, identity, judged, lower, refused
 from vljax.bench.search import Candidate, Row
 from vljax.bench.topology import Topology, at_hand, describe
@@ -132,7 +132,7 @@ def measure(
                 if contender and row["fits"]:
                     turns.append(contender.step())
     show("rounds of steps", steps + 1, steps + 1)
-    collective = call(topology.devices) if topology.backend == "cpu" else Turn(0, 0)
+    collective = empty_collective(topology.devices) if topology.backend == "cpu" else Turn(0, 0)
     return [
         row | {"measured": _summary(contender, turns[1:], collective, topology)}
         if len(turns) > steps
