@@ -61,7 +61,6 @@ def test_a_compiler_still_at_work_when_buffers_are_assigned(tmp_path):
     finish.set()
 
 
-# What such a process is to call it must find without the tests' own folder.
 def test_a_process_is_not_waited_for_after_its_answer():
     began = time.monotonic()
     # An interpreter would wait for its threads.
