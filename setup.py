@@ -37,6 +37,7 @@ SERVE = [
 ]
 # tokenizer.json files, GGUF files, and where all such files are
 CONVERT = ["tokenizers>=0.22", "gguf>=0.17", "huggingface_hub>=1.0"]
+CPU = ["numba>=0.61"]  # compiles products in bfloat16
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 # What `vljax bench data` compares with.
 BENCH = ["torch==2.13.0", "torchaudio>=2.11", "decord==0.6.0"]
@@ -98,7 +99,8 @@ setup(
         "parity": PARITY,
         "bench": BENCH,
         "docs": DOCS,
-        "dev": DATA + CONVERT + SERVE + DOCS + DEV + SCHEMAS,
+        "cpu": CPU,
+        "dev": DATA + CONVERT + SERVE + CPU + DOCS + DEV + SCHEMAS,
         # Compilers for machines that are not here, and matplotlib for the report.
         "plan-tpu": ["libtpu>=0.0.42", "matplotlib>=3.10"],
         "plan-gpu": ["jax-cuda12-plugin>=0.10", "matplotlib>=3.10"],

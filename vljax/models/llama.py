@@ -68,7 +68,7 @@ class Llama(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, L, D] -> float32 [B, L, V]."""
         if self.size.tied:
-            y = by_columns(hidden, self.tokens())
+            y = by_columns(hidden, self.tokens(), answering=self.apart)
         else:
             y = self.head(hidden)
         return constrain(y, (*LEAD, "act_vocab")).astype(jnp.float32)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vljax.nn import cpu_product
 from vljax.nn.quant import multiply
 
 Axes = tuple[str | None, ...]
@@ -65,19 +66,26 @@ def gathered(kernel: Any, axes: Axes) -> Any:
     return jax.tree.map(lambda x: constrain(x, whole), kernel)
 
 
-def by_columns(x: jax.Array, turned: jax.Array) -> jax.Array:
-    """x [..., in] and a kernel's columns [out, in] -> [..., out] in x's dtype.
+def by_columns(x: jax.Array, turned: jax.Array, answering: bool = True) -> jax.Array:
+    """x [..., in] and a kernel's columns [out, in] -> [..., out] in x's dtype, summed in float32.
 
-    Multiplied in the columns' dtype, summed in float32. Of one row XLA:CPU would multiply halves
-    ten times slower than of two, and float32 columns are read faster than a kernel's rows.
+    Where nothing is split and nothing learns (``answering``) a CPU does it by ``cpu_product``.
     """
-    rows = x.reshape(-1, x.shape[-1]).astype(turned.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    if answering and _constraint.get() is None and cpu_product.serves(rows, turned):
+        y = cpu_product.product(rows, turned)
+    else:
+        y = _by_xla(rows.astype(turned.dtype), turned)
+    return y.astype(x.dtype).reshape(*x.shape[:-1], len(turned))
+
+
+def _by_xla(rows: jax.Array, turned: jax.Array) -> jax.Array:
+    """Of one row XLA:CPU would multiply halves ten times slower than of two."""
     alone = len(rows) == 1 and turned.dtype == jnp.bfloat16
     rows = jnp.pad(rows, ((0, 1), (0, 0))) if alone else rows
     contract = ((1,), (1,)), ((), ())
     y = jax.lax.dot_general(rows, turned, contract, preferred_element_type=jnp.float32)
-    y = y[:1] if alone else y
-    return y.astype(x.dtype).reshape(*x.shape[:-1], len(turned))
+    return y[:1] if alone else y
 
 
 # Kernels that meet the same input may be given as one of all their columns: a product of few rows

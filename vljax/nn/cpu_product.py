@@ -1,0 +1,54 @@
+"""A CPU's products of some rows with columns in bfloat16, by our own kernel where Numba is there.
+
+XLA:CPU widens such columns in memory, then packs them, for each product anew; decoding is little
+else than reading them. Ours reads each column once and widens it in registers.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LARGE = 1 << 18  # so many weights are worth a call
+FEW = 256  # rows; of more XLA's product is as fast
+CALLS = 8 * (os.cpu_count() or 1)  # XLA's threads share what is ready where that is more than 8
+COLUMNS = 16  # of a call, at least
+
+
+def serves(rows: jax.Array, columns: jax.Array) -> bool:
+    """Whether ``product`` can be had of rows [B, in] and columns [out, in], and is the faster."""
+    return (
+        jax.default_backend() == "cpu"
+        and columns.dtype == jnp.bfloat16
+        and columns.size >= LARGE
+        and len(rows) <= FEW
+        and importlib.util.find_spec("numba") is not None
+    )
+
+
+def product(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """rows [B, in], bfloat16 columns [out, in] -> [B, out], all in float32. No gradient."""
+    name, rows = _registered(), rows.astype(jnp.float32)
+    each = max(COLUMNS, 2 * -(-len(columns) // (2 * CALLS)))  # even: they are read in pairs
+
+    def part(first: int) -> jax.Array:
+        y = jax.ShapeDtypeStruct((len(rows), min(each, len(columns) - first)), jnp.float32)
+        return jax.ffi.ffi_call(name, y)(rows, columns, np.int32(first))
+
+    return jnp.concatenate([part(i) for i in range(0, len(columns), each)], axis=1)
+
+
+@functools.cache
+def _registered() -> str:
+    """The name under which XLA has the kernel, which takes two seconds to compile."""
+    from vljax.nn.cpu_handler import handler
+
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
+    name = "vljax_rows_by_columns"
+    jax.ffi.register_ffi_target(name, capsule(handler.address, None, None), platform="cpu")
+    return name
