@@ -37,7 +37,7 @@ SERVE = [
 ]
 # tokenizer.json files, GGUF files, and where all such files are
 CONVERT = ["tokenizers>=0.22", "gguf>=0.17", "huggingface_hub>=1.0"]
-CPU = ["numba>=0.61"]  # compiles products in bfloat16
+CPU = ["numba>=0.68"]  # compiles products in bfloat16
 PARITY = ["torch==2.13.0", "transformers>=5"]  # what the tests compare with, if it is there
 # What `vljax bench data` compares with.
 BENCH = ["torch==2.13.0", "torchaudio>=2.11", "decord==0.6.0"]

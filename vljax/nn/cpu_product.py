@@ -4,7 +4,6 @@ XLA:CPU widens such columns in memory, then packs them, for each product anew; d
 else than reading them. Ours reads each column once and widens it in registers.
 """
 
-import ctypes
 import functools
 import importlib.util
 import os
@@ -15,7 +14,8 @@ import numpy as np
 
 LARGE = 1 << 18  # so many weights are worth a call
 FEW = 256  # rows; of more XLA's product is as fast
-CALLS = 8 * (os.cpu_count() or 1)  # XLA's threads share what is ready where that is more than 8
+# XLA's threads share what is ready where that is more than 8; each is to be compiled.
+CALLS = min(64, 8 * (os.cpu_count() or 1))
 COLUMNS = 16  # of a call, at least
 
 
@@ -47,8 +47,6 @@ def _registered() -> str:
     """The name under which XLA has the kernel, which takes two seconds to compile."""
     from vljax.nn.cpu_handler import handler
 
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
     name = "vljax_rows_by_columns"
-    jax.ffi.register_ffi_target(name, capsule(handler.address, None, None), platform="cpu")
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")
     return name
