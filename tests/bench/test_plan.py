@@ -1,7 +1,10 @@
 """Rows of a plan: compiled for this machine's processor as eight devices, and judged by figures."""
 
 import dataclasses
+import functools
 import json
+import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +14,29 @@ from jax.experimental import topologies
 
 from vljax.bench.compile import abstract_batch, largest, lower_step, out_of_memory
 from vljax.bench.hlo import Collective
-from vljax.bench.plan import answer, ranked, table
+from vljax.bench.plan import (
+    Died,
+    Planned,
+    answer,
+    apart,
+    cached,
+    plan,
+    ranked,
+    row_apart,
+    table,
+)
 from vljax.bench.roofline import axis_rate, bound
-from vljax.bench.search import Candidate, candidate_of, factorised, largest_batch, varied
-from vljax.bench.topology import describe
+from vljax.bench.search import (
+    Candidate,
+    candidate_of,
+    factorised,
+    largest_batch,
+    least_batch,
+    varied,
+)
+from vljax.bench.topology import Topology, describe, reserve
 from vljax.bench.train import RATES, Case
+from vljax.cli import plan as cli
 from vljax.cli.main import main
 from vljax.models.sizes import TINY
 from vljax.sharding.chips import CHIPS, chip_of
@@ -23,7 +44,7 @@ from vljax.sharding.mesh import make_mesh
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
 from vljax.train.objectives import make_objective
-from vljax.train.optimizer import make_optimizer
+from vljax.train.optimizer import OptimizerConfig, make_optimizer
 from vljax.train.step import Problem, abstract_arguments
 
 SMALL = Candidate("cpu:8", "fsdp", 1, 1, 32)
@@ -129,18 +150,64 @@ def test_the_fastest_that_fits_comes_first_and_refused_rows_keep_their_reason():
     assert answer(rows[2:]).startswith("Nothing fits.")
 
 
-@pytest.mark.parametrize(("most_that_fit", "tries"), [(0, 1), (1, 2), (5, 6), (37, 10)])
-def test_the_largest_batch_is_found_in_few_tries(most_that_fit, tries):
+@pytest.mark.parametrize(
+    ("least", "most_that_fit", "tries"),
+    [(1, 0, 1), (1, 1, 2), (1, 5, 6), (1, 37, 10), (4, 3, 1), (4, 8, 4), (4, 31, 6)],
+)
+def test_the_largest_batch_is_found_in_few_tries(least, most_that_fit, tries):
     asked = []
 
     def compiled(candidate):
         asked.append(candidate.batch)
         return {"batch_per_device": candidate.batch, "fits": candidate.batch <= most_that_fit}
 
-    found = largest_batch(compiled, SMALL, 64)
-    assert found["fits"] == (most_that_fit > 0)
-    assert most_that_fit * 0.75 <= found["batch_per_device"] <= max(most_that_fit, 1)
+    found = largest_batch(compiled, SMALL, least, 64)
+    assert found["fits"] == (most_that_fit >= least)
+    assert most_that_fit * 0.75 <= found["batch_per_device"] <= max(most_that_fit, least)
+    assert all(batch % least == 0 for batch in asked)
     assert len(asked) <= tries
+
+
+def test_a_batch_leaves_every_part_of_a_step_rows(monkeypatch):
+    problem = Problem(TINY, make_objective("vision"), (r"video_proj/",), accumulate=4)
+    assert least_batch(problem) == 4
+    argv = ["--config=configs/vision_pretrain.py:size=tiny", "--topology=cpu:8"]
+    argv += ["--config.accumulate=4", "--batch-per-device=auto", "--most=3"]
+    monkeypatch.setattr("sys.argv", ["vljax", *argv])  # where ml_collections looks for fields
+    with pytest.raises(ValueError, match="--most: got 3, expected at least 4 clips a device"):
+        cli.main(argv)
+
+
+def test_a_compiler_that_died_is_a_row_and_the_next_is_made(monkeypatch, tmp_path):
+    def died(*_):
+        raise Died("ended with exit code -9")
+
+    monkeypatch.setattr("vljax.bench.plan.apart", died)
+    monkeypatch.setattr(
+        "vljax.bench.plan.describe", lambda name: Topology(name, None, "cpu", 1, ())
+    )
+    problem = Problem(TINY, make_objective("vision"), (r"video_proj/",))
+    run = Planned(problem, OptimizerConfig(), 1)
+    rows = plan([SMALL, SMALL], functools.partial(row_apart, run, tmp_path))
+    assert [(r["fits"], r["reason"]) for r in rows] == [(False, "ended with exit code -9")] * 2
+
+
+def test_a_program_is_compiled_anew_for_other_flags(monkeypatch, tmp_path):
+    program, topology = SimpleNamespace(text="a program"), Topology("cpu:8", None, "cpu", 1, ())
+    asked = []
+
+    def compiled(*_):
+        asked.append(os.environ.get("LIBTPU_INIT_ARGS"))
+        return {"told": len(asked)}
+
+    def told():
+        return cached(program, topology, tmp_path, compiled)["told"]
+
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    assert [told(), told()] == [1, 1]
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=1")
+    assert [told(), told()] == [2, 2]
+    assert asked == [None, "--xla_tpu_scoped_vmem_limit_kib=1"]
 
 
 def test_a_message_of_the_compiler_becomes_a_sentence():
@@ -211,6 +278,20 @@ def test_a_bound_is_from_its_longest_term_to_their_sum():
 def test_names_that_are_no_topology_are_told_with_what_was_meant(name, meant):
     with pytest.raises(ValueError, match=rf"expected CHIP:SHAPE such as .*{meant}"):
         describe(name)
+
+
+def test_slices_of_gpus_are_the_first_number():
+    with pytest.raises(ValueError, match=r"got 'h100:1x2x8\*4', expected .* h100:4x2x8"):
+        describe("h100:1x2x8*4")
+
+
+def test_a_larger_topology_may_come_after_a_smaller_one():
+    assert apart(_described, ["cpu:2", "v5e:1x1@cpu", "cpu:6"]) == [2, 1, 6]
+
+
+def _described(names):
+    reserve(names)
+    return [len(describe(name).devices) for name in names]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from vljax.bench.answering import Answering, Load, Model, programs, read_a_token
 from vljax.bench.compile import GIB, Facts, ask_compiler
 from vljax.bench.hlo import Collective
-from vljax.bench.plan import apart, cached
+from vljax.bench.plan import Died, apart, cached
 from vljax.bench.roofline import Bound, bound
 from vljax.bench.search import Row
 from vljax.bench.topology import Topology, describe
@@ -85,16 +85,29 @@ def plan(
     rows = []
     for done, candidate in enumerate(wanted):
         show(done, len(wanted))
-        rows.append(apart(row, problem, hears, candidate, cache))
+        try:
+            rows.append(apart(row, problem, hears, candidate, cache))
+        except Died as error:
+            rows.append(identity(candidate) | refusal(str(error)))
     show(len(wanted), len(wanted))
     return rows
+
+
+def identity(candidate: Candidate) -> Row:
+    """How a row begins: what was asked for."""
+    told = dataclasses.asdict(candidate)
+    return {"backend": describe(candidate.topology).backend} | told.pop("load") | told
+
+
+def refusal(reason: str) -> Row:
+    """How the row ends of one that is not legal, or that nothing could be found out about."""
+    return {"mesh": {}, "fits": False, "reason": reason}
 
 
 def row(problem: Problem, hears: bool, candidate: Candidate, cache: Path) -> Row:
     """What is known of a candidate. One that can't be is a row too, with the reason."""
     topology = describe(candidate.topology)
-    told = dataclasses.asdict(candidate)
-    known: Row = {"backend": topology.backend} | told.pop("load") | told
+    known = identity(candidate)
     model, how = candidate.model(problem, hears), strategy(candidate.strategy)
     try:
         require_legal(problem, how, len(topology.devices), slices=topology.slices)
@@ -102,7 +115,7 @@ def row(problem: Problem, hears: bool, candidate: Candidate, cache: Path) -> Row
         weights = model.weights(placement)
         lowered = programs(model, weights, placement, candidate.load)
     except ValueError as error:
-        return known | {"mesh": {}, "fits": False, "reason": str(error)}
+        return known | refusal(str(error))
     held = held_gib(weights, lowered)
     known |= {"mesh": dict(placement.mesh.shape)}
     reason = too_small(held, topology)

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -21,20 +22,31 @@ from typing import Any, TypeVar
 
 import jax
 
-from vljax.bench import compile, hlo, hlo_work, settled
 from vljax.bench.compile import Lowered, Program, abstract_batch, compile_step, lower_step
 from vljax.bench.hlo import Collective
 from vljax.bench.quick import encoders, with_encoders, without_encoders
 from vljax.bench.roofline import Bound, bound
-from vljax.bench.search import Candidate, Row, largest_batch
+from vljax.bench.search import Candidate, Row
 from vljax.bench.topology import Topology, describe
 from vljax.sharding.placement import Placement
 from vljax.sharding.strategy import strategy
+from vljax.store import write_whole
 from vljax.train.optimizer import OptimizerConfig
 from vljax.train.step import Problem
 
 P = TypeVar("P", bound=Program)
 GIB = 2**30
+READ_BY = (
+    "bench/answering.py",
+    "bench/compile.py",
+    "bench/hlo.py",
+    "bench/hlo_work.py",
+    "bench/infer.py",
+    "bench/settled.py",
+    "models/precision.py",
+    "train/flops.py",
+    "train/speed.py",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,26 +65,29 @@ class Planned:
 def plan(
     wanted: Sequence[Candidate],
     compiled: Callable[[Candidate], Row],
-    most: int = 0,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """A row each, the fastest that fits first; those that do not fit come last, with the reason.
 
-    ``compiled``: ``apart``, with all else that it takes. ``most``: up to how many clips a device
-    the largest batch that fits is looked for, instead of the candidate's own.
+    ``compiled``: ``row_apart``, with all else that it takes.
     """
     rows = []
     for done, candidate in enumerate(wanted):
         show(done, len(wanted))
-        rows.append(largest_batch(compiled, candidate, most) if most else compiled(candidate))
+        rows.append(compiled(candidate))
     show(len(wanted), len(wanted))
     return ranked(rows)
+
+
+class Died(RuntimeError):
+    """A process ended without an answer."""
 
 
 def apart(make: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
     """``make(*args, **kwargs)`` in a process of its own, so that its memory can be told.
 
     The process is not waited for after its answer: a compiler may go on there, for nothing.
+    Raises what it raised; Died.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -83,7 +98,7 @@ def apart(make: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
         made, error = receiver.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(
+        raise Died(
             f"the process that compiles ended with exit code {process.exitcode} and no answer; "
             "-9 is mostly too little memory"
         ) from None
@@ -100,6 +115,14 @@ def _answer(sender: Connection, make: Callable[..., Row], args: Any, kwargs: Any
         sender.send((make(*args, **kwargs), None))
     except Exception as error:
         sender.send((None, error))
+
+
+def row_apart(run: Planned, cache: Path, candidate: Candidate) -> Row:
+    """``row`` from a process of its own; where that died, which a compiler may, refused."""
+    try:
+        return apart(row, run, cache, candidate)
+    except Died as error:
+        return refused(candidate, describe(candidate.topology), str(error))
 
 
 def row(run: Planned, cache: Path, candidate: Candidate) -> Row:
@@ -160,15 +183,15 @@ def cached(
     lowered: P, topology: Topology, cache: Path, compiled: Callable[[P, Topology], Row]
 ) -> Row:
     """What ``compiled`` says of a program, from the disk if it has been asked before."""
-    told = "\n".join([topology.name, *versions(topology.backend), readers(), lowered.text])
+    flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
+    compiler = [topology.name, *versions(topology.backend), *flags]
+    told = "\n".join([*compiler, readers(), lowered.text])
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return json.loads(path.read_text())
     facts = compiled(lowered, topology)
     cache.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".partial")
-    half.write_text(json.dumps(facts))
-    half.rename(path)
+    write_whole(path, json.dumps(facts))
     return facts
 
 
@@ -184,9 +207,9 @@ def versions(backend: str) -> list[str]:
 
 @functools.cache
 def readers() -> str:
-    """Of the code that reads what a compiler says: facts it has read otherwise are not the same."""
-    files = (Path(module.__file__ or "") for module in (compile, hlo, hlo_work, settled))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    """Of the code that facts come from: those it has found otherwise are not the same."""
+    package = Path(__file__).parent.parent
+    return hashlib.sha256(b"".join((package / file).read_bytes() for file in READ_BY)).hexdigest()
 
 
 def judged(run: Planned, topology: Topology, lowered: Lowered, facts: Row) -> Row:

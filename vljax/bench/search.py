@@ -98,10 +98,18 @@ def candidate_of(row: Row) -> Candidate:
     )
 
 
-def largest_batch(compiled: Callable[[Candidate], Row], candidate: Candidate, most: int) -> Row:
+def least_batch(problem: Problem) -> int:
+    """Clips a device of which, and of whose multiples, each of a step's parts gets as many."""
+    return problem.accumulate * problem.objective.fewest
+
+
+def largest_batch(
+    compiled: Callable[[Candidate], Row], candidate: Candidate, least: int, most: int
+) -> Row:
     """The row of the most clips a device that fit: doubled until too many, then halved between.
 
-    Stops where the next try would differ by less than a quarter. Without any, the row of one clip.
+    Tries multiples of ``least``; stops where the next would differ by less than a quarter. Without
+    any that fits, the row of ``least``.
     """
     tried: dict[int, Row] = {}
 
@@ -109,10 +117,10 @@ def largest_batch(compiled: Callable[[Candidate], Row], candidate: Candidate, mo
         tried[batch] = compiled(dataclasses.replace(candidate, batch=batch))
         return tried[batch]["fits"]
 
-    low, high = 0, 1
+    low, high = 0, least
     while high <= most and fits(high):
         low, high = high, high * 2
-    while low and high <= most and high - low > max(low // 4, 1):
-        middle = (low + high) // 2
+    while low and high <= most and high - low > max(low // 4, least):
+        middle = (low + high) // 2 // least * least
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return tried[max(low, 1)]
+    return tried[max(low, least)]

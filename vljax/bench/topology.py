@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,21 +57,58 @@ def describe(name: str) -> Topology:
     a v5e's memory. Raises ValueError for a name that is not one, and for a torus that the chip
     does not come in; MissingCompiler.
     """
+    asked = _parsed(name)
+    chip, shape, slices = asked.chip, asked.shape, asked.slices
+    if chip is None or asked.by_cpu:
+        return Topology(name, chip and chip.core, "cpu", slices, cpu_devices(asked.count))
+    if chip.is_tpu:
+        return Topology(name, chip.core, "tpu", slices, _tpu_devices(name, chip, shape, slices))
+    if slices > 1:
+        first, *others = _ints(shape)
+        meant = "x".join(str(n) for n in (slices * first, *others))
+        raise ValueError(
+            f"topology: got {name!r}, expected a GPU's slices as the first number: "
+            f"{chip.name}:{meant}"
+        )
+    from vljax.bench.cuda import cuda_devices
+
+    return Topology(name, chip, "cuda", slices, cuda_devices(chip, shape))
+
+
+def reserve(names: Iterable[str]) -> None:
+    """Has JAX begin with CPU devices for the largest of them, which it can't add later on.
+
+    To be called before several are described, each of which the CPU's compiler may stand in for.
+    """
+    _reserve(max(_parsed(name).count for name in names))
+
+
+def _reserve(count: int) -> None:
+    with contextlib.suppress(RuntimeError):  # it has begun
+        jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parsed:
+    chip: Chip | None
+    shape: str
+    slices: int
+    by_cpu: bool
+
+    @property
+    def count(self) -> int:
+        """Devices."""
+        return math.prod(_ints(self.shape)) * self.slices * (self.chip.cores if self.chip else 1)
+
+
+def _parsed(name: str) -> _Parsed:
     match = re.fullmatch(r"([a-z0-9_]+):(\d+(?:x\d+)*)(?:\*(\d+))?(@cpu)?", name)
     if not match or (match[1] not in CHIPS and match[1] != "cpu"):
         raise ValueError(
             f"topology: got {name!r}, expected CHIP:SHAPE such as {near(name)}; chips: "
             f"{', '.join([*CHIPS, 'cpu'])}; v5e:16x16*2 is two slices"
         )
-    chip, shape, slices = CHIPS.get(match[1]), match[2], int(match[3] or 1)
-    if chip is None or match[4]:
-        count = math.prod(_ints(shape)) * slices * (chip.cores if chip else 1)
-        return Topology(name, chip and chip.core, "cpu", slices, cpu_devices(count))
-    if chip.is_tpu:
-        return Topology(name, chip.core, "tpu", slices, _tpu_devices(name, chip, shape, slices))
-    from vljax.bench.cuda import cuda_devices
-
-    return Topology(name, chip, "cuda", slices, cuda_devices(chip, shape))
+    return _Parsed(CHIPS.get(match[1]), match[2], int(match[3] or 1), bool(match[4]))
 
 
 def at_hand() -> Topology:
@@ -109,8 +146,7 @@ def cpu_devices(count: int) -> tuple[Any, ...]:
 
     Raises ValueError where JAX has begun already, with fewer.
     """
-    with contextlib.suppress(RuntimeError):  # it has begun
-        jax.config.update("jax_num_cpu_devices", count)
+    _reserve(count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise ValueError(

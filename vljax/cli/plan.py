@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
     from vljax.bench import bars, plan, search
     from vljax.bench.roofline import assumptions
+    from vljax.bench.topology import reserve
     from vljax.cli.configs import load_config
 
     if args.html or args.png:
@@ -61,20 +62,26 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(args.config, overrides)
     if "stages" in config:
         raise ValueError(f"--config={args.config}: got a chain, expected one stage of it")
-    described = [stand_in(name) for name in args.topology.split(",")]
+    topologies = args.topology.split(",")
+    reserve(topologies)
+    described = [stand_in(name) for name in topologies]
     run = planned(config, args.quick)
-    size = batch_size(args.batch_per_device)
+    auto, least = args.batch_per_device == "auto", search.least_batch(run.problem)
+    size = least if auto else batch_size(args.batch_per_device)
+    if args.most < least:
+        raise ValueError(f"--most: got {args.most}, expected at least {least} clips a device")
     names = strategies(args.strategy)
     wanted = [
         search.Candidate(t.name, s, size, args.frames, args.seq) for t in described for s in names
     ]
     cache = Path(args.cache) if args.cache else Path.home() / ".cache" / "vljax" / "plan"
-    compiled = functools.partial(plan.apart, plan.row, run, cache)
-    most = args.most if args.batch_per_device == "auto" else 0
+    compiled = functools.partial(plan.row_apart, run, cache)
+    if auto:
+        compiled = functools.partial(search.largest_batch, compiled, least=least, most=args.most)
     if args.search:
-        rows = searched(wanted, described, run, compiled, most)
+        rows = searched(wanted, described, run, compiled)
     else:
-        rows = plan.plan(wanted, compiled, most, progress("plans"))
+        rows = plan.plan(wanted, compiled, progress("plans"))
     tell(rows, [assumptions(t) for t in described], args)
     return 0 if any(r["fits"] for r in rows) else 1
 
@@ -105,7 +112,7 @@ def planned(config: Any, quick: bool = False) -> Any:
 
 
 def searched(
-    wanted: list[Any], described: list[Any], run: Any, compiled: Any, most: int
+    wanted: list[Any], described: list[Any], run: Any, compiled: Any
 ) -> list[dict[str, Any]]:
     """Meshes first; then the best of each topology with what else could be changed."""
     from vljax.bench import plan, search
@@ -117,9 +124,9 @@ def searched(
             [c for c in wanted if c.topology == topology.name], run.problem, topology
         )
     ]
-    rows = plan.plan(meshes, compiled, most, progress("meshes"))
+    rows = plan.plan(meshes, compiled, progress("meshes"))
     more = search.varied(rows, run.problem)
-    return plan.ranked(rows + plan.plan(more, compiled, most, progress("remat and int8")))
+    return plan.ranked(rows + plan.plan(more, compiled, progress("remat and int8")))
 
 
 def progress(name: str) -> Callable[[int, int], None]:
@@ -141,8 +148,6 @@ def strategies(text: str) -> list[str]:
 
 
 def batch_size(text: str) -> int:
-    if text == "auto":
-        return 1
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"--batch-per-device: got {text!r}, expected a number of clips, or auto")
     return int(text)

@@ -26,14 +26,16 @@ def main(argv: Sequence[str]) -> int:
     from vljax.bench import infer
     from vljax.bench.answering import Load
     from vljax.bench.roofline import assumptions
-    from vljax.bench.topology import describe
+    from vljax.bench.topology import describe, reserve
     from vljax.cli.configs import load_config
     from vljax.cli.train import live_problem
     from vljax.progress import Progress
 
     stage, senses = stage_and_senses(load_config(args.config, overrides))
     problem = live_problem(stage)
-    topologies = [describe(name) for name in args.topology.split(",")]
+    names = args.topology.split(",")
+    reserve(names)
+    topologies = [describe(name) for name in names]
     loads = [
         Load(batch, context, args.new_tokens, args.frames)
         for batch, context in itertools.product(
