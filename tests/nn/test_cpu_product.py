@@ -1,6 +1,7 @@
 """Our own product on a CPU, against numpy's in double precision and against XLA's."""
 
 import importlib.util
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -47,14 +48,33 @@ def test_in_a_loop_of_many_threads():
     np.testing.assert_allclose(ours[0], theirs, atol=1e-4)
 
 
-def test_serves_large_columns_in_bfloat16_of_few_rows(monkeypatch):
+def test_serves_large_columns_in_bfloat16_of_few_rows():
     x, columns = drawn(1, 512, 512)
     assert cpu_product.serves(x, columns)
     assert not cpu_product.serves(x, columns.astype(jnp.float32))
     assert not cpu_product.serves(x, columns[:511])
     assert not cpu_product.serves(jnp.ones((257, 512)), columns)
+
+
+@pytest.fixture
+def anew():
+    """The kernel is looked for again, here and after the test."""
+    cpu_product._registered.cache_clear()
+    yield
+    cpu_product._registered.cache_clear()
+
+
+def test_without_numba_products_are_xla_s(anew, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not cpu_product.serves(x, columns)
+    assert not cpu_product.serves(*drawn(1, 512, 512))
+
+
+def test_a_numba_that_fails_is_told_and_products_are_xla_s(anew, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "vljax.nn.cpu_handler", None)  # can't be imported
+    x, columns = drawn(1, 512, 512)
+    y = layers.by_columns(x, columns)
+    np.testing.assert_allclose(y, x @ columns.T.astype(jnp.float32), atol=0.5)
+    assert "since Numba compiles none" in caplog.text
 
 
 def test_what_learns_or_is_split_is_left_to_xla(monkeypatch):

@@ -6,6 +6,7 @@ else than reading them. Ours reads each column once and widens it in registers.
 
 import functools
 import importlib.util
+import logging
 import os
 
 import jax
@@ -26,13 +27,14 @@ def serves(rows: jax.Array, columns: jax.Array) -> bool:
         and columns.dtype == jnp.bfloat16
         and columns.size >= LARGE
         and len(rows) <= FEW
-        and importlib.util.find_spec("numba") is not None
+        and _registered() is not None
     )
 
 
 def product(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """rows [B, in], bfloat16 columns [out, in] -> [B, out], all in float32. No gradient."""
     name, rows = _registered(), rows.astype(jnp.float32)
+    assert name is not None
     each = max(COLUMNS, 2 * -(-len(columns) // (2 * CALLS)))  # even: they are read in pairs
 
     def part(first: int) -> jax.Array:
@@ -43,10 +45,17 @@ def product(rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _registered() -> str:
-    """The name under which XLA has the kernel, which takes two seconds to compile."""
-    from vljax.nn.cpu_handler import handler
-
+def _registered() -> str | None:
+    """The name under which XLA has the kernel, once Numba has compiled it, which takes 2 s."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        from vljax.nn.cpu_handler import handler
+    except Exception as error:  # whatever a Numba raises that is too old, or for another NumPy
+        logging.getLogger(__name__).warning(
+            "products in bfloat16 are XLA's, since Numba compiles none: %s", error
+        )
+        return None
     name = "vljax_rows_by_columns"
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")
     return name
