@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,13 @@ def write_manifest(
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file all or nothing, whenever the process may be killed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    # A name of its own, as other hosts may be writing the same file; hidden, as a kill leaves it.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Writer:
@@ -194,6 +199,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{folder}: got no manifest.json, expected a folder of weights that vljax wrote"
         )
     return read_json(path)
+
+
+def manifest_hash(folder: str | Path) -> str:
+    """Tells weights apart without reading them. Raises WeightsError as ``read_manifest`` does."""
+    read_manifest(folder)
+    return hashlib.sha256((Path(folder) / "manifest.json").read_bytes()).hexdigest()[:16]
 
 
 def load(

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +96,30 @@ def test_help_names_every_verb(run):
     assert (code, err) == (0, "")
     assert out.startswith("usage: vljax VERB")
     assert {line.split()[0] for line in out.splitlines()[2:]} == set(cli.VERBS)
+
+
+def test_a_package_that_is_missing_is_named_with_what_brings_it(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # can't be imported
+    (tmp_path / "media").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "media" / "a.png")
+    (tmp_path / "media" / "a.txt").write_text("A red square.")
+    argv = [
+        "--family=folder",
+        f"--annotations={tmp_path / 'media'}",
+        f"--media={tmp_path / 'media'}",
+    ]
+    one_sentence(
+        run("data", "prepare", *argv, f"--out={tmp_path / 'out'}"),
+        "tensorflow is not installed",
+        "pip install 'vljax[data]'",
+    )
+
+
+@pytest.mark.parametrize("what", ["long", "sound"])
+def test_a_chart_that_can_t_be_drawn_is_told_before_anything_is_asked(run, monkeypatch, what):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    one_sentence(run("evaluate", what, "--png=curves.png"), "need matplotlib")
+    one_sentence(run("evaluate", what, "--png=curves.jpg"), "--png: got curves.jpg")
 
 
 def test_no_verb_is_a_wrong_call(run):
@@ -384,3 +409,11 @@ def test_evaluate_with_nothing_to_measure(run):
     code, _, error = run("evaluate", "worlds")
     assert code == 2
     assert "got 'worlds', expected one of world, long, live, " in error
+
+
+@pytest.mark.parametrize("what", ["world", "long", "live"])
+def test_exams_want_weights_that_see_and_hear(run, monkeypatch, what):
+    deaf = SimpleNamespace(engine=SimpleNamespace(sees=True, hears=False))
+    monkeypatch.setattr("vljax.generate.chat.load", lambda name: deaf)
+    told = "--model: deaf has no audio branch; name a model that both sees and hears"
+    one_sentence(run("evaluate", what, "--model", "deaf", "--n", "1"), told)

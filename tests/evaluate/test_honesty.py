@@ -2,6 +2,7 @@
 
 import collections
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,9 +34,11 @@ from vljax.evaluate.sound_clips import (
     world_scenes,
 )
 from vljax.generate import long
+from vljax.generate.chat import TINY_WEIGHTS
 from vljax.generate.engine import Engine, Request
 from vljax.generate.likelihood import log_likelihoods
 from vljax.generate.media import Encoded
+from vljax.store import manifest_hash
 
 NOTHING = np.zeros((1, 2), np.float32)
 
@@ -471,6 +474,32 @@ def test_yes_is_weighed_against_no(tiny, own):
     yes, no = (np.array([likelihood.nats for likelihood in part]) for part in told)
     np.testing.assert_allclose([asker.preference(a) for a in asked], yes - no, atol=1e-3)
     assert [asker.answer(a) for a in asked] == tiny.answer(requests, asker.sampling)
+
+
+def test_answers_are_written_anew_only_where_a_line_was_cut(tmp_path, monkeypatch):
+    path = tmp_path / "answers.jsonl"
+    row = {"condition": "real", "view": "alone", "clip": "a", "question": "?", "answer": "café"}
+    whole = b'{"seed": 1}\n' + json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    path.write_bytes(whole + "é".encode()[:1])  # cut within a letter
+    assert list(Asker(None, None, path=path, settings={"seed": 1}).said.values()) == ["café"]
+    assert path.read_bytes() == whole
+    monkeypatch.setattr(Path, "write_text", None)
+    Asker(None, None, path=path, settings={"seed": 1})
+
+
+def test_settings_tell_the_weights_apart(monkeypatch):
+    settings = {}
+
+    def asker(*given):
+        settings.update(given[-1])
+        raise InterruptedError
+
+    exam = Exam([], [], [], [], NOTHING, 1.0)
+    monkeypatch.setattr(honesty, "read_exam", lambda *_: (exam, []))
+    monkeypatch.setattr(honesty, "Asker", asker)
+    with pytest.raises(InterruptedError):
+        evaluate_sound.evaluate(evaluate_sound.parse([]), None, [])
+    assert settings["weights"] == manifest_hash(TINY_WEIGHTS)
 
 
 @pytest.mark.parametrize(

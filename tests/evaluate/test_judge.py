@@ -1,6 +1,7 @@
 """A judge behind an endpoint, which is a server of these tests' own."""
 
 import datetime
+import http.client
 import http.server
 import json
 import threading
@@ -184,3 +185,30 @@ def test_no_reply_could_be_read():
         "for and in no figure: 1, 2"
     )
     assert "correct" not in made
+
+
+@pytest.mark.parametrize("name", ["mine.json", "report.jsonl", "predictions.jsonl"])
+def test_replies_and_figures_replace_no_other_file(folder, server, capsys, name):
+    assert call(folder, server, "--out", str(folder / name)) == 1
+    assert f"{name}, expected a name for the replies" in capsys.readouterr().err
+    assert not server.asked
+
+
+def test_a_reply_that_is_cut_off_is_asked_for_again(monkeypatch):
+    replies = [http.client.IncompleteRead(b"{"), {"choices": []}]
+
+    def post(self, body):
+        reply = replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    monkeypatch.setattr("vljax.evaluate.judge.PATIENCE", (0.0,))
+    monkeypatch.setattr(Judge, "_post", post)
+    assert Judge("http://h", "j").ask(ROWS[0]) == {"choices": []}
+
+
+def test_an_endpoint_that_is_none_is_told_at_once(monkeypatch):
+    monkeypatch.setattr("vljax.evaluate.judge.time.sleep", None)
+    with pytest.raises(OSError, match="InvalidURL: nonnumeric port: '80a'"):
+        Judge("http://localhost:80a", "j").ask(ROWS[0])

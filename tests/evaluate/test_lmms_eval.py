@@ -197,6 +197,13 @@ def test_the_likeliest_choice_has_the_least_loss(package, model):
     assert type(unwrap(found[0])[0]) is tuple
 
 
+def test_placeholders_are_no_words_of_a_choice_either(package, model):
+    with_one, without = "<video>\nWhat is shown?", "What is shown?"
+    asked = [(words, "A bell.", visual, 0) for words in (with_one, without)]
+    first, second = model.loglikelihood(instances(package, "loglikelihood", *asked))
+    assert first == second
+
+
 def test_a_task_says_what_the_next_round_asks(package, model):
     def then(doc, previous_output, round_idx, previous_round_info):
         assert len(previous_output) == round_idx

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from vljax.data.world import render
 from vljax.data.world.files import write_clip
 from vljax.data.world.scenes import Scene, Thing
 from vljax.data.world.sound import waveform
-from vljax.evaluate.run import report, summary
+from vljax.evaluate.run import report, require_same_answers, summary
 from vljax.evaluate.sets import Asking, Questions
+from vljax.generate.chat import TINY_WEIGHTS
 from vljax.generate.media import read_media
 from vljax.generate.rows import BadRow
 from vljax.models.sizes import TINY
+from vljax.store import manifest_hash
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("--max-new-tokens", "12", "--workers", "1", "--batch", "4")
@@ -259,6 +262,35 @@ def test_a_right_answer_that_has_changed(asked, whole, tmp_path, capsys):
     words[words.index("--answers") + 1] = str(tmp_path / "a.json")
     assert main(words) == 1
     assert "was right with 'a bird', is now with 'a fish'" in capsys.readouterr().err
+
+
+def test_weights_that_were_trained_on_in_the_same_folder(asked, whole, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(TINY_WEIGHTS, model)
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    about = json.loads((out / "asked.json").read_text())
+    about |= {"model": str(model), "weights": manifest_hash(model)}
+    (out / "asked.json").write_text(json.dumps(about))
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "manifest.json").write_text(json.dumps(manifest | {"step": 9}))
+    assert main(ask("qa", "qa", asked, out, "--model", model)) == 1
+    before, now = about["weights"], manifest_hash(model)
+    told = f"was begun with weights '{before}', asked for is '{now}'; name another folder"
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_is_of_one_folder_of_clips(asked, whole, tmp_path, capsys):
+    assert main([*ask("qa", "qa", asked, whole), "--media", str(tmp_path)]) == 1
+    assert f"was begun with media '{asked}', asked for is '{tmp_path}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("now", [["cat", "dog"], ["dog", "cow"]])
+def test_candidates_that_have_changed(now):
+    kept = {"1": {"answer": "dog", "candidates": {"dog": [-1.0, 1], "cat": [-2.0, 1]}}}
+    require_same_answers(Path("p"), {"1": item(1, ["dog"], ["dog", "cat"])}, kept)
+    with pytest.raises(ValueError, match=r"1 had the candidates \['dog', 'cat'\], now has"):
+        require_same_answers(Path("p"), {"1": item(1, ["dog"], now)}, kept)
 
 
 def test_choices_in_parts_of_a_clip(clips, tmp_path, capsys):

@@ -90,6 +90,16 @@ def test_questions_and_answers(tmp_path, media):
     assert found.unasked == ["over"]
 
 
+def test_a_question_that_is_a_number(tmp_path, media):
+    asked = [{"question": 7, "video_name": "a", "question_id": 1}]
+    paths = (
+        write(tmp_path / "q.json", asked),
+        write(tmp_path / "a.json", [{"answer": 7} | asked[0]]),
+    )
+    (item,) = read_qa(*paths, media, Asking()).rows
+    assert (item.asked, item.row.question) == ("7", "7")
+
+
 def test_an_answer_that_is_there_twice(tmp_path, media):
     right = [{"answer": "dog", "question_id": 1}, {"answer": "cat", "question_id": 1}]
     paths = write(tmp_path / "q.json", []), write(tmp_path / "a.json", right)
@@ -122,6 +132,8 @@ def test_choices(tmp_path, media):
     [
         ({"answer": "cow"}, "answer: got 'cow', expected one of"),
         ({"candidates": ["cat"]}, "candidates: got"),
+        ({"candidates": 5}, "candidates: got 5"),
+        ({"candidates": "cat"}, "candidates: got 'cat'"),
         ({"candidates": ["cat", "cat"]}, "no two alike"),
         ({"start": 3, "end": 2}, "start and end: got 3 and 2"),
         ({"start": 0, "end": 0}, "start and end: got 0 and 0"),
@@ -160,6 +172,12 @@ def test_captions_as_webvid_has_them(tmp_path, media):
     path = write(tmp_path / "w.csv", "videoid,name,page_dir\nc,a dog,deep\n")
     (item,) = read_captions(path, media, "What?", Asking()).rows
     assert (item.row.look, item.answers) == (media.root / "deep/c.avi", ("a dog",))
+    path = write(tmp_path / "w.jsonl", {"videoid": 7, "name": "a dog", "page_dir": 1})
+    (item,) = read_captions(path, media, "What?", Asking()).rows
+    assert item.row.id == "1/7"
+    path = write(tmp_path / "w.csv", "videoid,name,page_dir\nc,a dog,deep\nc,a dog\n")
+    with pytest.raises(AnnotationError, match=r"w\.csv: record 1: page_dir: got None"):
+        read_captions(path, media, "What?", Asking())
 
 
 @pytest.mark.parametrize(
@@ -176,6 +194,8 @@ def test_candidates(tmp_path, media):
     assert read_candidates(write(tmp_path / "c.json", ["dog", 2])) == ["dog", "2"]
     with pytest.raises(AnnotationError, match="got 1 candidates"):
         read_candidates(write(tmp_path / "c.txt", "dog\n"))
+    with pytest.raises(AnnotationError, match="got 5, expected a list of answers"):
+        read_candidates(write(tmp_path / "c.json", 5))
     items = [Asking().item(i, "?", "a", Path("a"), [x]) for i, x in enumerate("bacaab")]
     assert common_answers(items, 2) == ["a", "b"]
 

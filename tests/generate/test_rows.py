@@ -1,12 +1,23 @@
 """Lines of a requests file: what they mean, and what is wrong with them."""
 
 import json
+import locale
+import os
 from pathlib import Path
 
 import pytest
 
-from vljax.generate.rows import BadRow, Row, as_request, read_answers, read_requests
+from vljax.generate.batch import Job
+from vljax.generate.rows import (
+    BadRow,
+    Row,
+    as_request,
+    read_answers,
+    read_requests,
+    read_shards,
+)
 from vljax.generate.sampling import Sampling
+from vljax.store import write_whole
 
 ROOT = Path("media")
 
@@ -114,3 +125,42 @@ def test_requests_in_python():
     assert (request.question, request.media) == ("Who?", (Path("a.mp4"), None))
     with pytest.raises(ValueError, match="sampling: is all requests' own"):
         as_request({"question": "Who?", "sampling": {}}, deaf, read_media)
+
+
+def write_answers(path: Path, *answers: dict) -> None:
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+
+
+def test_an_error_never_replaces_an_answer(tmp_path):
+    out, row = tmp_path / "a.jsonl", Row(1, "Who?")
+    said = {"id": 1, "question": "Who?", "answer": "x", "model": "m"}
+    failed = {"id": 1, "error": "gone"}
+    write_answers(tmp_path / "a.0-of-2.jsonl", said)
+    write_answers(tmp_path / "a.1-of-2.jsonl", failed)
+    assert read_shards(out) == {"1": said}
+    write_answers(out, failed)
+    assert Job.open([row], out, "m", (0, 1)).answers == {"1": said}
+
+
+def test_hosts_write_one_file_at_once(tmp_path, monkeypatch):
+    path, replace = tmp_path / "asked.json", os.replace
+
+    def beside_another(*paths):
+        monkeypatch.setattr(os, "replace", replace)
+        write_whole(path, "theirs")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", beside_another)
+    write_whole(path, "ours")
+    assert [p.name for p in tmp_path.iterdir()] == ["asked.json"]
+    assert path.read_text() == "ours"
+
+
+def test_files_are_utf_8_in_any_locale(tmp_path):
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")
+        write_whole(tmp_path / "a", "caf\xe9")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert (tmp_path / "a").read_bytes() == b"caf\xc3\xa9"

@@ -48,6 +48,15 @@ def load_model(args: argparse.Namespace) -> "Model":
     return load(names(args.model), args.dtype, **wanted, tell=tell)
 
 
+def weights_of(args: argparse.Namespace) -> str:
+    """What tells the weights from others that went by the same name."""
+    from vljax.obtain import obtain
+    from vljax.store import manifest_hash
+
+    tell = functools.partial(print, file=sys.stderr)
+    return manifest_hash(obtain(names(args.model), args.llm, tell))
+
+
 def names(flag: str) -> list[str]:
     """Of ``--model``: a file's name may hold a comma, if there is such a file."""
     return [flag] if os.path.exists(flag) else flag.split(",")

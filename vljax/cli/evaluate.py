@@ -10,7 +10,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vljax.generate.engine import Engine
 
 EXAMS = {
     "world": "the tiny world's exam",
@@ -65,31 +68,42 @@ def exam(what: str, argv: Sequence[str]) -> int | None:
     args = parser.parse_args(argv)
     if args.n < 1:
         raise ValueError(f"--n: got {args.n}, expected at least 1")
-    if what == "long" and args.png and args.png.suffix != ".png":
-        raise ValueError(f"--png: got {args.png}, expected a name that ends in .png")
+    if what == "long":
+        from vljax.bench.bars import check_png
+
+        check_png(args.png)
     return {"world": world, "long": long, "live": live}[what](args)
+
+
+def load_engine(name: str) -> "Engine":
+    """Raises ValueError unless it both sees and hears, as every exam here asks for both."""
+    from vljax.generate.chat import load
+
+    engine = load(name).engine
+    for has, branch in ((engine.sees, "vision"), (engine.hears, "audio")):
+        if not has:
+            raise ValueError(
+                f"--model: {name} has no {branch} branch; name a model that both sees and hears"
+            )
+    return engine
 
 
 def world(args: argparse.Namespace) -> None:
     from vljax.evaluate.world import evaluate_world
-    from vljax.generate.chat import load
     from vljax.progress import Progress
 
     progress = Progress("clips written", 2 * args.n + 3 * max(1, args.n // 4))
-    model = load(args.model)
-    report = evaluate_world(
-        model.engine, args.seed, args.n, lambda done, total: progress.show(done)
-    )
+    engine = load_engine(args.model)
+    report = evaluate_world(engine, args.seed, args.n, lambda done, total: progress.show(done))
     print(json.dumps(report) if args.json else format_report(report))
 
 
 def long(args: argparse.Namespace) -> None:
     from vljax.evaluate.long import DURATIONS, draw, evaluate_long
-    from vljax.generate.chat import load
     from vljax.progress import Progress
 
     progress = Progress("clips", args.n * len(DURATIONS))
-    engine = load(args.model).engine
+    engine = load_engine(args.model)
     rows = evaluate_long(
         engine, args.seed, args.n, progress=lambda done, total: progress.show(done)
     )
@@ -107,17 +121,16 @@ def lines(rows: Sequence[Any]) -> str:
 def live(args: argparse.Namespace) -> int:
     """Exits with 1 where memory grew by more than 5 %."""
     from vljax.evaluate.live import TOPICS, evaluate_live, stream_scenes, write_stream
-    from vljax.generate.chat import load
     from vljax.progress import Progress
 
     if args.minutes <= 0:
         raise ValueError(f"--minutes: got {args.minutes:g}, expected more than 0")
+    engine = load_engine(args.model)
     scenes = stream_scenes(args.seed, args.minutes)
     writing, following = (Progress(f"scenes {what}", len(scenes)) for what in ("written", "asked"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stream.mkv"
         write_stream(path, scenes, lambda done, total: writing.show(done))
-        engine = load(args.model).engine
         following.begin(0)
         report = evaluate_live(
             engine, path, scenes, progress=lambda done, total: following.show(done)

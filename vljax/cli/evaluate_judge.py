@@ -49,4 +49,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="else FOLDER/judge.jsonl")
     parser.add_argument("--seconds", type=float, default=60.0, help="that a reply may take")
     parser.add_argument("--retry", action="store_true", help="ask again what could not be read")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    others = ("predictions.jsonl", "report.jsonl", "asked.jsonl")  # or figures beside them
+    if args.out and (args.out.suffix == ".json" or args.out.name in others):
+        raise ValueError(
+            f"--out: got {args.out}, expected a name for the replies that ends in .jsonl, beside "
+            "whose .json nothing is yet: the figures are written there"
+        )
+    return args

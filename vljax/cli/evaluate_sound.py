@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vljax.cli.asking import add_model_flags, load_model
+from vljax.bench.bars import check_png
+from vljax.cli.asking import add_model_flags, load_model, weights_of
 
 if TYPE_CHECKING:
     from vljax.evaluate.sound_clips import Labelled
@@ -92,8 +93,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch: got {args.batch}, expected 1 to 64")
     if "{}" not in args.yes_no:
         raise ValueError(f"--yes-no: got {args.yes_no!r}, expected {{}} where the sound stands")
-    if args.png and args.png.suffix != ".png":
-        raise ValueError(f"--png: got {args.png}, expected a name that ends in .png")
+    check_png(args.png)
     try:
         args.scales = sorted({float(x) for x in args.scales.split(",")})
     except ValueError:
@@ -147,6 +147,7 @@ def evaluate(
     settings = about | {
         "clips": hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16],
         "max_new_tokens": args.max_new_tokens,
+        "weights": weights_of(args),
         "held": [args.llm, args.dtype, args.quantise, args.quantise_vit],
     }
     if args.out:

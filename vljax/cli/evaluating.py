@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vljax.cli.asking import add_model_flags
+from vljax.cli.asking import add_model_flags, weights_of
 
 if TYPE_CHECKING:
     from vljax.evaluate.sets import Asking, Questions
@@ -101,6 +101,8 @@ def described(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "set": name,
         **flags,
+        "weights": weights_of(args),
+        "media": str(args.media),
         "wording": args.wording,
         "look": not args.no_video,
         "listen": not args.no_audio,

@@ -23,6 +23,15 @@ VERBS = {
     "make-world": "write a tiny world of clips to learn from",
 }
 
+# What brings the packages that only some verbs need.
+EXTRAS = {
+    "matplotlib": "data",
+    "tensorflow": "data",
+    "tensorflow_datasets": "data",
+    "torch": "parity",
+    "transformers": "parity",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, 1 for an error told in a sentence, 2 for usage."""
@@ -43,6 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = importlib.import_module(f"vljax.cli.{argv[0].replace('-', '_')}")
     try:
         return verb.main(argv[1:]) or 0
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS or os.environ.get("VLJAX_TRACEBACK"):
+            raise
+        needed = f"{package} is not installed, which this needs"
+        print(f"vljax {argv[0]}: {needed}: pip install 'vljax[{EXTRAS[package]}]'", file=sys.stderr)
+        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("VLJAX_TRACEBACK"):
             raise

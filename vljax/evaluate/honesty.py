@@ -26,6 +26,7 @@ from vljax.generate.likelihood import log_likelihoods
 from vljax.generate.media import Encoded, Media
 from vljax.generate.probe import silence
 from vljax.generate.sampling import Sampling
+from vljax.store import write_whole
 
 CONDITIONS = {
     "real": "the clip's own sound",
@@ -327,10 +328,8 @@ class Asker:
 
     def _open(self, path: Path, settings: dict[str, Any]) -> None:
         settings = json.loads(json.dumps(settings))
-        rows = []
-        if path.exists():
-            whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last one may be cut short
-            rows = [json.loads(line) for line in whole]
+        *whole, cut = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        rows = [json.loads(line) for line in whole]
         if not rows:
             path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
             return
@@ -340,7 +339,8 @@ class Asker:
                 f"{path}: holds answers of another run ({', '.join(different)} differ); name "
                 "another folder with --out"
             )
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        if cut:
+            write_whole(path, "".join(line.decode() + "\n" for line in whole))
         for row in rows[1:]:
             key = (row["condition"], row["view"], row["clip"], row["question"])
             if "answer" in row:

@@ -6,6 +6,7 @@ word with its name and the date, and its figure never goes without them.
 
 import dataclasses
 import datetime
+import http.client
 import json
 import re
 import time
@@ -28,7 +29,7 @@ SYSTEM = (
 )
 USER = "Question: {question}\nKnown answer: {answer}\nAnswer to judge: {pred}"
 PATIENCE = (1.0, 4.0, 16.0)  # seconds between tries of a call that failed
-REFUSED = 400, 401, 403, 404, 422  # another try gives the same
+REFUSED = 400, 401, 403, 404, 422
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,8 @@ class Judge:
         for wait in (*PATIENCE, None):
             try:
                 return self._post(body)
-            except (OSError, ValueError) as error:
-                final = isinstance(error, urllib.error.HTTPError) and error.code in REFUSED
-                if final or wait is None:
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                if _final(error) or wait is None:
                     raise OSError(
                         f"{self.url}: {_reason(error)}; what was judged is kept, the same command "
                         "goes on"
@@ -87,6 +87,13 @@ class Judge:
 
 def _words(value: str | Sequence[str]) -> str:
     return value if isinstance(value, str) else " / ".join(value)
+
+
+def _final(error: Exception) -> bool:
+    """Whether another try gives the same."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in REFUSED
+    return isinstance(error, http.client.InvalidURL)
 
 
 def _reason(error: Exception) -> str:

@@ -130,7 +130,7 @@ class Adapter:
             asked, answers = [], []
             for args in (request.args for request in part):
                 words, target, visuals = self._continuation(*args)
-                asked.append(Request(words, self._media(visuals)))
+                asked.append(Request(_plain(words), self._media(visuals)))
                 answers.append(target.strip())
             told = log_likelihoods(self.engine, asked, answers)
             found += [(-one.each, one.likeliest) for one in told]

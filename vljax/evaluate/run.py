@@ -285,10 +285,15 @@ def settle_about(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def require_same_answers(path: Path, items: Mapping[str, Item], kept: Mapping[str, Answer]) -> None:
-    """Raises ValueError where another answer was right when a row was answered."""
+    """Raises ValueError where a row had another right answer or candidates when it was answered."""
     for k, answer in kept.items():
-        if "error" not in answer and answer["answer"] != told(items[k].answers):
-            raise ValueError(
-                f"{path}: {k} was right with {answer['answer']!r}, is now with "
-                f"{told(items[k].answers)!r}; name another folder with --out"
-            )
+        if "error" in answer:
+            continue
+        right, candidates = told(items[k].answers), list(items[k].candidates)
+        if answer["answer"] != right:
+            what = f"was right with {answer['answer']!r}, is now with {right!r}"
+        elif (before := list(answer.get("candidates", ()))) != candidates:
+            what = f"had the candidates {before}, now has {candidates}"
+        else:
+            continue
+        raise ValueError(f"{path}: {k} {what}; name another folder with --out")

@@ -164,7 +164,7 @@ def read_qa(questions: Path, answers: Path, media: Folder, asking: Asking) -> Qu
             rows.append(BadRow(id, f"{id!r} has no question in {questions.name}"))
         else:
             path, kind = media.find(video), str(found.get("type", ""))
-            rows.append(asking.item(id, row["question"], video, path, [answer], kind=kind))
+            rows.append(asking.item(id, str(row["question"]), video, path, [answer], kind=kind))
         ids.add(key(id))
     return Questions(rows, [str(json.loads(k)) for k in given if k not in ids])
 
@@ -190,9 +190,10 @@ def _choice(
     id: str | int, row: Mapping[str, Any], media: Folder, asking: Asking, kind: str
 ) -> Item:
     answer, question, video = _words(row["answer"]), _words(row["question"]), str(row["video"])
-    candidates = [_words(c) for c in row["candidates"] or ()]
+    given = row["candidates"]
+    candidates = [_words(c) for c in given] if isinstance(given, list) else []
     if len(candidates) < 2 or not all(candidates) or len(set(candidates)) < len(candidates):
-        raise ValueError(f"candidates: got {row['candidates']!r}, expected several, no two alike")
+        raise ValueError(f"candidates: got {given!r}, expected several, no two alike")
     if answer not in candidates:
         raise ValueError(f"answer: got {row['answer']!r}, expected one of {candidates}")
     if not question:
@@ -239,9 +240,15 @@ def read_captions(path: Path, media: Folder, question: str, asking: Asking) -> Q
 def _captions(path: Path) -> Iterator[tuple[str, Any]]:
     rows = read_table(path)
     webvid = bool(rows) and WEBVID_COLUMNS[0] in rows[0]
-    for row in rows_with(path, rows, WEBVID_COLUMNS if webvid else CAPTION_COLUMNS):
+    names = ("page_dir", "videoid") if webvid else ("file_name",)
+    for i, row in enumerate(rows_with(path, rows, WEBVID_COLUMNS if webvid else CAPTION_COLUMNS)):
+        for column in names:
+            if not isinstance(row[column], str | int | float):  # None, where a line is too short
+                raise AnnotationError(
+                    f"{path}: record {i}: {column}: got {row[column]!r}, expected a name; mend it"
+                )
         if webvid:
-            yield (Path(row["page_dir"]) / row["videoid"]).as_posix(), row["name"]
+            yield (Path(str(row["page_dir"])) / str(row["videoid"])).as_posix(), row["name"]
         else:
             yield str(row["file_name"]), row["text"]
 
@@ -256,6 +263,8 @@ def read_candidates(path: Path) -> list[str]:
     """An answer a line, or a JSON list."""
     if path.suffix == ".json":
         given = read_json(path)
+        if not isinstance(given, list):
+            raise AnnotationError(f"{path}: got {given!r:.60}, expected a list of answers")
     else:
         with open_text(path) as file:
             given = file.read().splitlines()

@@ -15,6 +15,7 @@ from vljax.generate.rows import (
     Files,
     Row,
     as_lines,
+    joined,
     key,
     read_answers,
     read_shards,
@@ -64,7 +65,7 @@ class Job:
         path = shard_path(out, *process)
         kept = read_answers(path)
         if process[1] == 1:
-            kept = read_shards(out) | kept
+            kept = joined([read_shards(out), kept])
         if retry:
             kept = {k: answer for k, answer in kept.items() if "error" not in answer}
         _require_same(path, kept, part, model)

@@ -247,9 +247,15 @@ def shard_path(out: Path, process: int, count: int) -> Path:
 
 def read_shards(out: Path) -> dict[str, Answer]:
     """The answers of all processes that wrote beside ``out``."""
+    paths = sorted(out.parent.glob(f"{out.stem}.*-of-*{out.suffix}"))
+    return joined(map(read_answers, paths))
+
+
+def joined(parts: Iterable[Mapping[str, Answer]]) -> dict[str, Answer]:
+    """The later of two counts; an error never takes the place of an answer."""
     found: dict[str, Answer] = {}
-    for path in sorted(out.parent.glob(f"{out.stem}.*-of-*{out.suffix}")):
-        found |= read_answers(path)
+    for part in parts:
+        found |= {k: a for k, a in part.items() if "error" not in a or k not in found}
     return found
 
 
