@@ -203,8 +203,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def manifest_hash(folder: str | Path) -> str:
     """Tells weights apart without reading them. Raises WeightsError as ``read_manifest`` does."""
-    read_manifest(folder)
-    return hashlib.sha256((Path(folder) / "manifest.json").read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(read_manifest(folder)).encode()).hexdigest()[:16]
 
 
 def load(

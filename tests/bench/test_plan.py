@@ -177,6 +177,13 @@ def test_a_batch_leaves_every_part_of_a_step_rows(monkeypatch):
     with pytest.raises(ValueError, match="--most: got 3, expected at least 4 clips a device"):
         cli.main(argv)
 
+    def planned(wanted, *_):
+        raise InterruptedError(wanted[0].batch)
+
+    monkeypatch.setattr("vljax.bench.plan.plan", planned)
+    with pytest.raises(InterruptedError, match=r"^8$"):  # --most is of auto alone
+        cli.main([*argv[:-2], "--batch-per-device=8", "--most=3"])
+
 
 def test_a_compiler_that_died_is_a_row_and_the_next_is_made(monkeypatch, tmp_path):
     def died(*_):

@@ -6,7 +6,6 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart (https://jfly
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 INK = "#1b1b1f"  # of text and lines; the page puts its own in its place
@@ -95,14 +94,6 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ValueError("charts need matplotlib: pip install matplotlib") from error
-
-
-def check_png(path: Path | None) -> None:
-    """Raises ValueError where a chart can't be drawn to it; None is no chart."""
-    if path and path.suffix != ".png":
-        raise ValueError(f"--png: got {path}, expected a name that ends in .png")
-    if path:
-        require_matplotlib()
 
 
 def draw(panels: Sequence[Panel], size: Size, unit: str, line: str = "", mark: str = "") -> Any:

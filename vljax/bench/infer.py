@@ -88,15 +88,16 @@ def plan(
         try:
             rows.append(apart(row, problem, hears, candidate, cache))
         except Died as error:
-            rows.append(identity(candidate) | refusal(str(error)))
+            topology = describe(candidate.topology)
+            rows.append(identity(candidate, topology) | refusal(str(error)))
     show(len(wanted), len(wanted))
     return rows
 
 
-def identity(candidate: Candidate) -> Row:
+def identity(candidate: Candidate, topology: Topology) -> Row:
     """How a row begins: what was asked for."""
     told = dataclasses.asdict(candidate)
-    return {"backend": describe(candidate.topology).backend} | told.pop("load") | told
+    return {"backend": topology.backend} | told.pop("load") | told
 
 
 def refusal(reason: str) -> Row:
@@ -107,7 +108,7 @@ def refusal(reason: str) -> Row:
 def row(problem: Problem, hears: bool, candidate: Candidate, cache: Path) -> Row:
     """What is known of a candidate. One that can't be is a row too, with the reason."""
     topology = describe(candidate.topology)
-    known = identity(candidate)
+    known = identity(candidate, topology)
     model, how = candidate.model(problem, hears), strategy(candidate.strategy)
     try:
         require_legal(problem, how, len(topology.devices), slices=topology.slices)

@@ -4,6 +4,7 @@ import argparse
 import functools
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +38,16 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sharding", default="", metavar="STRATEGY", help="over all devices, as in training: fsdp"
     )
+
+
+def check_png(path: Path | None) -> None:
+    """Raises ValueError where ``--png`` can't be drawn; None is no chart."""
+    from vljax.bench.bars import require_matplotlib
+
+    if path and path.suffix != ".png":
+        raise ValueError(f"--png: got {path}, expected a name that ends in .png")
+    if path:
+        require_matplotlib()
 
 
 def load_model(args: argparse.Namespace) -> "Model":

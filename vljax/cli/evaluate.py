@@ -69,7 +69,7 @@ def exam(what: str, argv: Sequence[str]) -> int | None:
     if args.n < 1:
         raise ValueError(f"--n: got {args.n}, expected at least 1")
     if what == "long":
-        from vljax.bench.bars import check_png
+        from vljax.cli.asking import check_png
 
         check_png(args.png)
     return {"world": world, "long": long, "live": live}[what](args)

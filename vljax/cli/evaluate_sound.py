@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vljax.bench.bars import check_png
-from vljax.cli.asking import add_model_flags, load_model, weights_of
+from vljax.cli.asking import add_model_flags, check_png, load_model, weights_of
 
 if TYPE_CHECKING:
     from vljax.evaluate.sound_clips import Labelled

@@ -23,14 +23,7 @@ VERBS = {
     "make-world": "write a tiny world of clips to learn from",
 }
 
-# What brings the packages that only some verbs need.
-EXTRAS = {
-    "matplotlib": "data",
-    "tensorflow": "data",
-    "tensorflow_datasets": "data",
-    "torch": "parity",
-    "transformers": "parity",
-}
+DATA = ("tensorflow", "tensorflow_datasets")  # which [data] brings, for the verbs that need them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return verb.main(argv[1:]) or 0
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS or os.environ.get("VLJAX_TRACEBACK"):
+        if package not in DATA or os.environ.get("VLJAX_TRACEBACK"):
             raise
-        needed = f"{package} is not installed, which this needs"
-        print(f"vljax {argv[0]}: {needed}: pip install 'vljax[{EXTRAS[package]}]'", file=sys.stderr)
+        needed = f"{package} is not installed, which this needs: pip install 'vljax[data]'"
+        print(f"vljax {argv[0]}: {needed}", file=sys.stderr)
         return 1
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("VLJAX_TRACEBACK"):

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     run = planned(config, args.quick)
     auto, least = args.batch_per_device == "auto", search.least_batch(run.problem)
     size = least if auto else batch_size(args.batch_per_device)
-    if args.most < least:
+    if auto and args.most < least:
         raise ValueError(f"--most: got {args.most}, expected at least {least} clips a device")
     names = strategies(args.strategy)
     wanted = [
